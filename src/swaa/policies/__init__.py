@@ -1,1 +1,37 @@
-"""policies"""
+"""Attention policies: the algebra, the compositor, the registry and the zoo. Pure: torch and the standard library."""
+
+from swaa.policies.base import AttentionPolicy, Index, Predicate
+from swaa.policies.bound import BoundPolicy, LayerPolicy, PhasePolicy, bind
+from swaa.policies.compositor import rule, stack
+from swaa.policies.describe import policy_to_dict
+from swaa.policies.full_attention import FullAttention
+from swaa.policies.parse import parse_policy
+from swaa.policies.piecewise import PHASES, Phase
+from swaa.policies.registry import get_policy, policy_names, register_policy
+from swaa.policies.selector import every, select
+from swaa.policies.sink_tokens import SinkTokens
+from swaa.policies.sliding_window import SlidingWindow
+
+__all__ = [
+    "PHASES",
+    "AttentionPolicy",
+    "BoundPolicy",
+    "FullAttention",
+    "Index",
+    "LayerPolicy",
+    "Phase",
+    "PhasePolicy",
+    "Predicate",
+    "SinkTokens",
+    "SlidingWindow",
+    "bind",
+    "every",
+    "get_policy",
+    "parse_policy",
+    "policy_names",
+    "policy_to_dict",
+    "register_policy",
+    "rule",
+    "select",
+    "stack",
+]
