@@ -147,9 +147,9 @@ def _refuse_random_weights(missing_keys: set[str], source: str) -> None:
     """transformers only warns of weights that a checkpoint lacks, and makes them up."""
     if missing_keys:
         raise UserError(
-            f"{source}: the checkpoint lacks {len(missing_keys)} of the model's tensors, "
-            f"{min(missing_keys)!r} among them; they would be random. Load the complete checkpoint of a causal
-        language model." )
+            f"{source}: the checkpoint lacks {len(missing_keys)} of the model's tensors, one of them "
+            f"{min(missing_keys)!r}; they would be random. Load a complete checkpoint of a causal language model."
+        )
 
 
 def _ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, source: str) -> None:
