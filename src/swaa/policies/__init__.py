@@ -1,7 +1,7 @@
 """Attention policies: the algebra, the compositor, the registry and the zoo. Pure: torch and the standard library."""
 
 from swaa.policies.base import AttentionPolicy, Index, Predicate
-from swaa.policies.bound import BoundPolicy, LayerPolicy, PhasePolicy, bind
+from swaa.policies.bound import BoundPolicy, HeadPolicy, LayerPolicy, bind
 from swaa.policies.compositor import rule, stack
 from swaa.policies.describe import policy_to_dict
 from swaa.policies.full_attention import FullAttention
@@ -17,10 +17,10 @@ __all__ = [
     "AttentionPolicy",
     "BoundPolicy",
     "FullAttention",
+    "HeadPolicy",
     "Index",
     "LayerPolicy",
     "Phase",
-    "PhasePolicy",
     "Predicate",
     "SinkTokens",
     "SlidingWindow",

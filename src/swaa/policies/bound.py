@@ -11,16 +11,38 @@ from functools import cached_property, lru_cache
 from swaa.policies.base import AttentionPolicy, Predicate
 from swaa.policies.boolean import EVERYWHERE, Formula
 from swaa.policies.describe import formula_to_python
-from swaa.policies.piecewise import FULL, Behaviour, Heads, Phase
+from swaa.policies.piecewise import FULL, Behaviour, Phase
 
-_FULL = FULL.cells[0][1]
+_FULL_BEHAVIOUR = FULL.cells[0][1]
 
 
 @dataclass(frozen=True)
-class PhasePolicy:
-    """What the query heads of one layer see in one phase: formulas, each with the heads it holds for."""
+class HeadPolicy:
+    """What a query head sees while prefilling and while decoding."""
 
-    groups: tuple[tuple[tuple[int, ...], Formula], ...]
+    prefill: Formula
+    decode: Formula
+
+    @property
+    def by_phase(self) -> bool:
+        """Do the phases differ?"""
+        return self.prefill != self.decode
+
+    @property
+    def is_full(self) -> bool:
+        """Is it plain causal attention throughout?"""
+        return self.prefill == EVERYWHERE == self.decode
+
+    def formula(self, phase: Phase) -> Formula:
+        """The formula of one phase."""
+        return self.prefill if phase == "prefill" else self.decode
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """The effective policy of one layer: a partition of its query heads, each part with its :class:`HeadPolicy`."""
+
+    groups: tuple[tuple[tuple[int, ...], HeadPolicy], ...]
     num_heads: int
 
     @property
@@ -29,61 +51,34 @@ class PhasePolicy:
         return len(self.groups) > 1
 
     @property
-    def is_full(self) -> bool:
-        """Does every head see everything?"""
-        return not self.by_head and self.groups[0][1] == EVERYWHERE
-
-    def formula(self, head: int) -> Formula:
-        """The formula of one query head."""
-        return next(formula for heads, formula in self.groups if head in heads)
-
-    @property
-    def atoms(self) -> tuple[Predicate, ...]:
-        """The distinct predicates of all heads."""
-        return tuple(dict.fromkeys(atom for _, formula in self.groups for atom in formula.atoms))
-
-    def __str__(self) -> str:
-        if not self.by_head:
-            return formula_to_python(self.groups[0][1])
-        parts = [f"heads {', '.join(map(str, heads))}: {formula_to_python(formula)}" for heads, formula in self.groups]
-        return "; ".join(parts)
-
-
-@dataclass(frozen=True)
-class LayerPolicy:
-    """The effective policy of one layer."""
-
-    prefill: PhasePolicy
-    decode: PhasePolicy
-
-    @property
     def by_phase(self) -> bool:
-        """Do the phases differ?"""
-        return self.prefill != self.decode
-
-    @property
-    def by_head(self) -> bool:
-        """Do heads differ in either phase?"""
-        return self.prefill.by_head or self.decode.by_head
+        """Do the phases differ, for any head?"""
+        return any(head.by_phase for _, head in self.groups)
 
     @property
     def is_full(self) -> bool:
         """Is the layer plain causal attention throughout?"""
-        return self.prefill.is_full and self.decode.is_full
+        return all(head.is_full for _, head in self.groups)
 
-    @property
-    def num_heads(self) -> int:
-        """Query heads of the layer."""
-        return self.prefill.num_heads
-
-    def phase(self, phase: Phase) -> PhasePolicy:
-        """The policy of one phase."""
-        return self.prefill if phase == "prefill" else self.decode
+    def is_full_in(self, phase: Phase) -> bool:
+        """Is the layer plain causal attention in this phase?"""
+        return all(head.formula(phase) == EVERYWHERE for _, head in self.groups)
 
     @cached_property
     def atoms(self) -> tuple[Predicate, ...]:
         """The distinct predicates of all heads and phases."""
-        return tuple(dict.fromkeys((*self.prefill.atoms, *self.decode.atoms)))
+        formulas = [formula for _, head in self.groups for formula in (head.prefill, head.decode)]
+        return tuple(dict.fromkeys(atom for formula in formulas for atom in formula.atoms))
+
+    def describe(self, phase: Phase) -> str:
+        """The policy of one phase as Python, by head where heads differ."""
+        heads_of: dict[Formula, list[int]] = {}
+        for heads, head in self.groups:
+            heads_of.setdefault(head.formula(phase), []).extend(heads)
+        if len(heads_of) == 1:
+            return formula_to_python(next(iter(heads_of)))
+        parts = [f"heads {','.join(map(str, sorted(heads)))}: {formula_to_python(f)}" for f, heads in heads_of.items()]
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class BoundPolicy:
     policy: AttentionPolicy
     layers: tuple[LayerPolicy, ...]
 
-    @property
+    @cached_property
     def distinct(self) -> dict[LayerPolicy, tuple[int, ...]]:
         """Each distinct layer policy with the layers that have it, in order of first appearance."""
         groups: dict[LayerPolicy, list[int]] = {}
@@ -111,20 +106,20 @@ def bind(policy: AttentionPolicy, num_layers: int, num_heads: int) -> BoundPolic
     """
     layers: dict[int, LayerPolicy] = {}
     for where, behaviour in policy.normal_form.cells:
-        resolved = _layer(behaviour, num_heads)
         # a default that nothing falls to is harmless only where it is full attention
-        for index in where.indices(num_layers, kind="layer", may_be_empty=behaviour == _FULL):
-            layers[index] = resolved
+        chosen = where.indices(num_layers, kind="layer", may_be_empty=behaviour == _FULL_BEHAVIOUR)
+        resolved = _layer(behaviour, num_heads)
+        layers.update(dict.fromkeys(chosen, resolved))
     return BoundPolicy(policy, tuple(layers[index] for index in range(num_layers)))
 
 
 def _layer(behaviour: Behaviour, num_heads: int) -> LayerPolicy:
-    return LayerPolicy(_phase(behaviour.prefill, num_heads), _phase(behaviour.decode, num_heads))
-
-
-def _phase(heads: Heads, num_heads: int) -> PhasePolicy:
-    cells = [
-        (where.indices(num_heads, kind="head", may_be_empty=formula == EVERYWHERE), formula)
-        for where, formula in heads.cells
-    ]
-    return PhasePolicy(tuple((chosen, formula) for chosen, formula in cells if chosen), num_heads)
+    formulas: dict[Phase, dict[int, Formula]] = {"prefill": {}, "decode": {}}
+    for phase, split in (("prefill", behaviour.prefill), ("decode", behaviour.decode)):
+        for where, formula in split.cells:
+            for head in where.indices(num_heads, kind="head", may_be_empty=formula == EVERYWHERE):
+                formulas[phase][head] = formula  # type: ignore[index]
+    groups: dict[HeadPolicy, list[int]] = {}
+    for head in range(num_heads):
+        groups.setdefault(HeadPolicy(formulas["prefill"][head], formulas["decode"][head]), []).append(head)
+    return LayerPolicy(tuple((tuple(heads), policy) for policy, heads in groups.items()), num_heads)

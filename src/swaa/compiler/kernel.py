@@ -1,0 +1,82 @@
+"""The kernel reading: the predicate as FlexAttention's ``mask_mod``, its parameters as tensors.
+
+Python ints captured by a ``mask_mod`` are baked into the compiled kernel: every window size would compile anew, and
+past torch's recompile limit FlexAttention runs unfused. Tensors are arguments, so one kernel serves all values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from swaa.compiler.evaluate import evaluate_phases
+from swaa.compiler.layout import TokenLayout
+from swaa.policies.base import Predicate
+from swaa.policies.bound import HeadPolicy, LayerPolicy
+from swaa.policies.boolean import Formula
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+P = TypeVar("P", bound=Predicate)
+
+
+def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
+    """``mask_mod(b, h, q_index, k_index) -> bool`` over slots, for FlexAttention and ``create_block_mask``."""
+    device = layout.device
+    groups = [(_membership(heads, layer.num_heads, device), with_tensors(head, device)) for heads, head in layer.groups]
+    # int32: the kernel's index type, and half the memory traffic of int64
+    query_positions_BQ, key_positions_BK = layout.query_positions_BQ.int(), layout.key_positions_BK.int()
+    decodes_BQ = layout.query_decodes_BQ
+    query_documents_BQ, key_documents_BK = layout.query_documents_BQ, layout.key_documents_BK
+    by_phase, by_head = layer.by_phase, layer.by_head
+    tables = {len(table) for table in (query_positions_BQ, key_positions_BK, decodes_BQ)}
+    per_sample = tables != {1}
+    if per_sample:  # every table gets all rows, so that one index serves
+        batch = layout.batch_size
+        query_positions_BQ = query_positions_BQ.expand(batch, -1).contiguous()
+        key_positions_BK = key_positions_BK.expand(batch, -1).contiguous()
+        decodes_BQ = decodes_BQ.expand(batch, -1).contiguous()
+
+    def visible(b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        row = b if per_sample else torch.zeros_like(b)
+        q = query_positions_BQ[row, q_index]
+        k = key_positions_BK[row, k_index]
+        bound = (k >= 0) & (k <= q)
+        if query_documents_BQ is not None and key_documents_BK is not None:
+            bound = bound & (query_documents_BQ[row, q_index] == key_documents_BK[row, k_index])
+        decodes = decodes_BQ[row, q_index] if by_phase else None
+        if not by_head:
+            return bound & evaluate_phases(groups[0][1], q, k, decodes)
+        chosen = torch.zeros_like(bound)
+        for membership, head in groups:
+            chosen = chosen | (membership[h] & evaluate_phases(head, q, k, decodes))
+        return bound & chosen
+
+    return visible
+
+
+def with_tensors(head: HeadPolicy, device: torch.device) -> HeadPolicy:
+    """The head's policy with every int parameter of its predicates as a 0-d int32 tensor on ``device``."""
+    return HeadPolicy(_formula_with_tensors(head.prefill, device), _formula_with_tensors(head.decode, device))
+
+
+def _formula_with_tensors(formula: Formula, device: torch.device) -> Formula:
+    return Formula(
+        tuple(tuple((_predicate_with_tensors(atom, device), asserted) for atom, asserted in term) for term in formula.terms)
+    )
+
+
+def _predicate_with_tensors(predicate: P, device: torch.device) -> P:
+    copy = object.__new__(type(predicate))  # not replace(): the fields would be validated as Python ints
+    for name, value in predicate.parameters().items():
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        object.__setattr__(copy, name, torch.tensor(value, dtype=torch.int32, device=device) if is_int else value)
+    return copy
+
+
+def _membership(heads: tuple[int, ...], num_heads: int, device: torch.device) -> Tensor:
+    member = torch.zeros(num_heads, dtype=torch.bool)
+    member[list(heads)] = True
+    return member.to(device)

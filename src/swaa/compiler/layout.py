@@ -1,0 +1,171 @@
+"""Where the tokens of a forward pass stand: the one place that binds padding, packing, phase and cache offset.
+
+A policy sees logical positions only. A :class:`TokenLayout` gives, for every query and key slot of the tensors that
+attention works on, its logical position, its document and (for queries) its phase. Nothing else in swaa knows how
+padding, packed documents or a cache shift tokens about.
+
+Shape suffixes: B samples (1 where all are laid out alike), Q query slots, K key slots, D documents of a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swaa.errors import invalid
+
+PADDING = -1
+"""The logical position of a slot that holds no token."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """The logical position, document and phase of every slot.
+
+    Attributes:
+        query_positions_BQ: int64 logical positions from 0; ``PADDING`` where the slot holds no token.
+        key_positions_BK: the same for keys.
+        query_decodes_BQ: bool, True for queries of the decode phase.
+        query_documents_BQ: int64 number of the packed document, or None where a sample is one document.
+        key_documents_BK: the same for keys.
+    """
+
+    query_positions_BQ: Tensor
+    key_positions_BK: Tensor
+    query_decodes_BQ: Tensor
+    query_documents_BQ: Tensor | None = None
+    key_documents_BK: Tensor | None = None
+
+    @classmethod
+    def contiguous(
+        cls,
+        query_length: int,
+        key_length: int | None = None,
+        *,
+        offset: int = 0,
+        prompt_lengths: Tensor | int | None = None,
+        device: torch.device | str | None = None,
+    ) -> TokenLayout:
+        """Samples without padding: queries at ``offset + arange(query_length)``, keys at ``arange(key_length)``.
+
+        Args:
+            key_length: by default ``offset + query_length``.
+            prompt_lengths: tokens before the decode phase begins, one int or int [B]; None where all is prefill.
+        """
+        keys = offset + query_length if key_length is None else key_length
+        queries_1Q = offset + torch.arange(query_length, device=device).unsqueeze(0)
+        keys_1K = torch.arange(keys, device=device).unsqueeze(0)
+        return cls._with_phase(queries_1Q, keys_1K, prompt_lengths)
+
+    @classmethod
+    def padded(
+        cls,
+        real_BK: Tensor,
+        query_length: int | None = None,
+        *,
+        offset: int | None = None,
+        prompt_lengths: Tensor | int | None = None,
+    ) -> TokenLayout:
+        """Samples with padding anywhere: position = how many real tokens of the sample come before.
+
+        Args:
+            real_BK: bool, True where a key slot holds a token; the usual 2-d attention mask.
+            query_length: the number of query slots; by default all.
+            offset: the key slot of the first query; by default the queries are the last slots.
+            prompt_lengths: real tokens of the prompt, one int or int [B]; None where all is prefill.
+        """
+        real_BK = real_BK.bool()
+        keys_BK = torch.where(real_BK, real_BK.long().cumsum(-1) - 1, PADDING)
+        queries = keys_BK.shape[-1] if query_length is None else query_length
+        start = keys_BK.shape[-1] - queries if offset is None else offset
+        return cls._with_phase(keys_BK[:, start : start + queries], keys_BK, prompt_lengths)
+
+    @classmethod
+    def packed(cls, positions_BQ: Tensor, *, prompt_lengths: Tensor | int | None = None) -> TokenLayout:
+        """Several documents in one row; a new one begins wherever ``positions_BQ`` does not go on counting.
+
+        Args:
+            positions_BQ: int positions inside each document, restarting at 0.
+            prompt_lengths: prompt tokens: one int, int [B], or int [B, D] with one for each document of the row.
+        """
+        begins_BQ = torch.ones_like(positions_BQ, dtype=torch.bool)
+        begins_BQ[:, 1:] = positions_BQ[:, 1:] != positions_BQ[:, :-1] + 1
+        documents_BQ = begins_BQ.long().cumsum(-1) - 1
+        starts_BQ = torch.where(begins_BQ, torch.arange(positions_BQ.shape[-1], device=positions_BQ.device), 0)
+        logical_BQ = torch.arange(positions_BQ.shape[-1], device=positions_BQ.device) - starts_BQ.cummax(-1).values
+        if isinstance(prompt_lengths, Tensor) and prompt_lengths.dim() == 2:
+            if prompt_lengths.shape[-1] <= int(documents_BQ.max()):
+                raise invalid(
+                    "prompt_lengths",
+                    accepted=f"a column for each of the {int(documents_BQ.max()) + 1} documents of a row",
+                    got=tuple(prompt_lengths.shape),
+                    mend="Pad short rows with 0.",
+                )
+            lengths_BQ = prompt_lengths.to(documents_BQ.device).gather(-1, documents_BQ)
+            decodes_BQ = logical_BQ >= lengths_BQ
+        else:
+            decodes_BQ = _decodes(logical_BQ, prompt_lengths)
+        return cls(logical_BQ, logical_BQ, decodes_BQ, documents_BQ, documents_BQ)
+
+    @classmethod
+    def _with_phase(cls, queries_BQ: Tensor, keys_BK: Tensor, prompt_lengths: Tensor | int | None) -> TokenLayout:
+        decodes_BQ = _decodes(queries_BQ, prompt_lengths)
+        return cls(queries_BQ, keys_BK, decodes_BQ)
+
+    @property
+    def batch_size(self) -> int:
+        """B: 1 where all samples are laid out alike, whatever the batch."""
+        return max(len(self.query_positions_BQ), len(self.key_positions_BK), len(self.query_decodes_BQ))
+
+    @property
+    def query_length(self) -> int:
+        """Q, padding included."""
+        return self.query_positions_BQ.shape[-1]
+
+    @property
+    def key_length(self) -> int:
+        """K, padding included."""
+        return self.key_positions_BK.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables live."""
+        return self.key_positions_BK.device
+
+    def to(self, device: torch.device | str) -> TokenLayout:
+        """The same layout with its tables on another device."""
+        return TokenLayout(*[None if table is None else table.to(device) for table in self._tables()])  # type: ignore[arg-type]
+
+    def pad_to(self, query_length: int, key_length: int) -> TokenLayout:
+        """The layout with slots that hold no token added behind, so that many lengths share one compiled kernel."""
+        extra_q, extra_k = query_length - self.query_length, key_length - self.key_length
+        if extra_q == 0 and extra_k == 0:
+            return self
+        documents = self.query_documents_BQ is not None
+        return TokenLayout(
+            F.pad(self.query_positions_BQ, (0, extra_q), value=PADDING),
+            F.pad(self.key_positions_BK, (0, extra_k), value=PADDING),
+            F.pad(self.query_decodes_BQ, (0, extra_q), value=False),
+            F.pad(self.query_documents_BQ, (0, extra_q), value=PADDING) if documents else None,  # type: ignore[arg-type]
+            F.pad(self.key_documents_BK, (0, extra_k), value=PADDING) if documents else None,  # type: ignore[arg-type]
+        )
+
+    def _tables(self) -> tuple[Tensor | None, ...]:
+        return (
+            self.query_positions_BQ,
+            self.key_positions_BK,
+            self.query_decodes_BQ,
+            self.query_documents_BQ,
+            self.key_documents_BK,
+        )
+
+
+def _decodes(positions_BQ: Tensor, prompt_lengths: Tensor | int | None) -> Tensor:
+    if prompt_lengths is None:
+        return torch.zeros_like(positions_BQ, dtype=torch.bool)
+    if isinstance(prompt_lengths, Tensor):
+        prompt_lengths = prompt_lengths.to(positions_BQ.device).reshape(-1, 1)
+    return positions_BQ >= prompt_lengths

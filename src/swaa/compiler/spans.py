@@ -1,0 +1,101 @@
+"""Runs of neighbouring slots, summarised: what an interval evaluation needs to know of a block.
+
+Shape suffixes: B samples, T slots, N spans (of ``size`` slots each; the last one may hang over the end).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swaa.compiler.evaluate import evaluate_phases
+from swaa.compiler.interval import Interval, Verdict
+from swaa.compiler.layout import TokenLayout
+from swaa.policies.bound import HeadPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """One entry per span; all tensors of one shape, [B, N] or what indexing makes of it."""
+
+    positions: Interval
+    documents: Interval | None
+    decodes: Verdict
+    real: Verdict  # may: some slot holds a token; must: every slot does
+
+    @classmethod
+    def of(
+        cls, positions_BT: Tensor, documents_BT: Tensor | None, decodes_BT: Tensor | None, size: int
+    ) -> Spans:
+        """Summaries of spans of ``size`` slots; slots beyond the end count as empty."""
+        real_BNs = _split(positions_BT >= 0, size, False)
+        decodes = _range(decodes_BT if decodes_BT is not None else torch.zeros_like(positions_BT), real_BNs, size)
+        return cls(
+            _range(positions_BT, real_BNs, size),
+            None if documents_BT is None else _range(documents_BT, real_BNs, size),
+            Verdict(decodes.hi.bool(), decodes.lo.bool()),
+            Verdict(real_BNs.any(-1), real_BNs.all(-1)),
+        )
+
+    def __getitem__(self, index: object) -> Spans:
+        """The same selection of every tensor."""
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[index]  # type: ignore[index]
+
+        return Spans(
+            Interval(pick(self.positions.lo), pick(self.positions.hi)),
+            None if self.documents is None else Interval(pick(self.documents.lo), pick(self.documents.hi)),
+            Verdict(pick(self.decodes.may), pick(self.decodes.must)),
+            Verdict(pick(self.real.may), pick(self.real.must)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SpanTable:
+    """A layout's queries and keys, summarised at one span size."""
+
+    queries: Spans
+    keys: Spans
+
+    @classmethod
+    def of(cls, layout: TokenLayout, query_size: int, key_size: int) -> SpanTable:
+        """All samples' spans, [B, N], with B the layout's batch size."""
+        batch = layout.batch_size
+
+        def rows(table: Tensor | None) -> Tensor | None:
+            return None if table is None else table.expand(batch, -1)
+
+        queries, keys = rows(layout.query_positions_BQ), rows(layout.key_positions_BK)
+        assert queries is not None and keys is not None
+        return cls(
+            Spans.of(queries, rows(layout.query_documents_BQ), rows(layout.query_decodes_BQ), query_size),
+            Spans.of(keys, rows(layout.key_documents_BK), None, key_size),
+        )
+
+
+def judge(head: HeadPolicy, queries: Spans, keys: Spans) -> Verdict:
+    """May some, must every pair of a query and a key of these spans be visible? Causality and binding included."""
+    verdict: Verdict = (keys.positions <= queries.positions) & queries.real & keys.real
+    if queries.documents is not None and keys.documents is not None:
+        verdict = verdict & (queries.documents == keys.documents)
+    result: Verdict = verdict & evaluate_phases(head, queries.positions, keys.positions, queries.decodes)
+    return result
+
+
+def _split(table_BT: Tensor, size: int, fill: int | bool) -> Tensor:
+    short = -table_BT.shape[-1] % size
+    return F.pad(table_BT, (0, short), value=fill).unflatten(-1, (-1, size))
+
+
+def _range(table_BT: Tensor, real_BNs: Tensor, size: int) -> Interval:
+    """The least and greatest value among the real slots of each span (0 and 0 where there is none)."""
+    values_BNs = _split(table_BT.long(), size, 0)
+    far = torch.iinfo(torch.int64).max
+    empty_BN = ~real_BNs.any(-1)
+    lo = torch.where(real_BNs, values_BNs, far).amin(-1).masked_fill(empty_BN, 0)
+    hi = torch.where(real_BNs, values_BNs, -far).amax(-1).masked_fill(empty_BN, 0)
+    return Interval(lo, hi)
