@@ -148,7 +148,7 @@ def _refuse_random_weights(missing_keys: set[str], source: str) -> None:
     if missing_keys:
         raise UserError(
             f"{source}: the checkpoint lacks {len(missing_keys)} of the model's tensors, one of them "
-            f"{min(missing_keys)!r}; they would be random. Load a complete checkpoint of a causal language model."
+            f"{min(missing_keys)!r}; they would be random. Load a complete checkpoint of a language model."
         )
 
 
