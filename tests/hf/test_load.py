@@ -1,0 +1,219 @@
+"""`load`: every kind of name, what it sets up, and each mistake with its own message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from swaa.errors import UserError
+from swaa.hf.load import load
+from swaa.policies import FullAttention, SlidingWindow
+
+WORDS = ["<unk>", "</s>", "the", "cat", "sat", "on", "mat", "and", "looked", "at", "moon"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A tiny random Llama in bfloat16, with a tokenizer that pads on the right and has no pad token."""
+    folder = tmp_path / "tiny"
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(WORDS), eos_token_id=1, bos_token_id=None, **shape)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    words = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="</s>", unk_token="<unk>", padding_side="right"
+    ).save_pretrained(folder)
+    return folder
+
+
+def logits(folder: Path, policy: object = None) -> torch.Tensor:
+    """[token, word]: the model's logits on one sentence, in float32."""
+    model, tokenizer = load(folder, policy, dtype="float32", device="cpu")  # type: ignore[arg-type]
+    with torch.no_grad():
+        return model(
+            **tokenizer("the cat sat on the mat and looked at the moon", return_tensors="pt")
+        ).logits[0]
+
+
+def test_a_local_folder_is_ready_to_generate(tiny: Path) -> None:
+    model, tokenizer = load(tiny, device="cpu")
+    assert not model.training
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.pad_token == "</s>"
+    batch = tokenizer(["the cat", "on the mat and looked"], padding=True, return_tensors="pt")
+    assert batch["attention_mask"].tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id == 1
+    assert model.generate(**batch, max_new_tokens=2, do_sample=False).shape[0] == 2
+
+
+def test_the_catalogues_model_loads_by_name(smollm2: Path) -> None:
+    model, tokenizer = load("smollm2-135m-instruct", device="cpu")
+    assert model.dtype == torch.float32
+    assert model.config.max_position_embeddings == 8192
+    assert tokenizer.chat_template is not None
+    assert model.name_or_path == str(smollm2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [
+        ("auto", torch.bfloat16),
+        ("float32", torch.float32),
+        ("float16", torch.float16),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_dtype_is_the_checkpoints_own_unless_asked(
+    tiny: Path, asked: str | torch.dtype, got: torch.dtype
+) -> None:
+    assert load(tiny, dtype=asked, device="cpu")[0].dtype == got
+
+
+def test_the_policy_given_holds_from_the_start(tiny: Path) -> None:
+    plain, windowed = logits(tiny), logits(tiny, SlidingWindow(2))
+    torch.testing.assert_close(windowed[:2], plain[:2])
+    assert (windowed[2:] - plain[2:]).abs().amax(-1).min() > 1e-4
+    torch.testing.assert_close(logits(tiny, "SlidingWindow(2)"), windowed)
+
+
+def test_a_saved_policy_comes_back_and_full_attention_overrides_it(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(tiny, SlidingWindow(2), dtype="float32", device="cpu")
+    saved = tmp_path / "saved"
+    model.save_pretrained(saved)
+    tokenizer.save_pretrained(saved)
+    torch.testing.assert_close(logits(saved), logits(tiny, SlidingWindow(2)))
+    torch.testing.assert_close(logits(saved, FullAttention()), logits(tiny))
+
+
+@pytest.mark.parametrize(
+    "path", ["./no/such/model", "/no/such/model", "~/no-such-model", "no/such/model", "a b"]
+)
+def test_a_folder_that_is_not_there(path: str) -> None:
+    with pytest.raises(
+        UserError, match=r"there is no such model folder\. Check the path, or give one of the names"
+    ):
+        load(path)
+
+
+def test_a_path_object_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^models: there is no such model folder"):
+        load(Path("models"))
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"expected a model folder, and it has no config\.json\. Give the folder"
+    ):
+        load(tmp_path)
+
+
+def test_a_file_instead_of_a_folder(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json: expected a model folder, got a file"):
+        load(tiny / "config.json")
+
+
+def test_a_hub_that_cannot_be_reached() -> None:
+    message = "unknown model 'smollm2-135m'. Did you mean 'smollm2-135m-instruct'?"
+    with pytest.raises(UserError) as caught:
+        load("smollm2-135m")
+    assert str(caught.value).startswith(message)
+    assert "It is no folder here, and the hub did not serve it: " in str(caught.value)
+
+
+def test_damaged_weights_are_named(tiny: Path) -> None:
+    weights = tiny / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(
+        UserError, match=r"damaged weights: .*model\.safetensors cannot be read \(.*\)\. Copy or"
+    ):
+        load(tiny)
+
+
+def test_a_folder_without_weights(tiny: Path) -> None:
+    (tiny / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot load the model in .*tiny: .*model\.safetensors"):
+        load(tiny)
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_made_up(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    message = r"the checkpoint lacks 9 of the model's tensors, one of them 'model\.layers\.2\.input_layernorm"
+    with pytest.raises(UserError, match=message):
+        load(tiny)
+
+
+def test_a_config_that_is_not_json(tiny: Path) -> None:
+    (tiny / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot load the model in .*not a valid JSON"):
+        load(tiny)
+
+
+def test_an_architecture_that_transformers_does_not_know(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | {"model_type": "hal9000"}))
+    with pytest.raises(UserError, match=r"cannot load the model in .*hal9000"):
+        load(tiny)
+
+
+def test_code_of_a_checkpoint_runs_only_if_asked(tiny: Path) -> None:
+    """A model whose code is a Python file beside it, which leaves a trace when it is imported."""
+    trace = tiny / "it-ran"
+    code = f"""
+from transformers import LlamaConfig, LlamaForCausalLM
+open({str(trace)!r}, "w").close()
+class Config(LlamaConfig):
+    model_type = "own"
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
+    (tiny / "own.py").write_text(code)
+    config = json.loads((tiny / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (tiny / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(
+        UserError, match=r"runs Python code that it brings along.*pass trust_remote_code=True"
+    ):
+        load(tiny)
+    assert not trace.exists()
+    model, _ = load(tiny, trust_remote_code=True)
+    assert type(model).__name__ == "Model"
+    assert trace.exists()
+
+
+def test_a_tokenizer_that_cannot_pad(tiny: Path) -> None:
+    settings = json.loads((tiny / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (tiny / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"no pad token and no end-of-sequence token\. Set `pad_token` in"):
+        load(tiny)
+
+
+def test_dtypes_and_devices_that_cannot_be_had(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown dtype 'bf16'\. Did you mean 'bfloat16'\?"):
+        load(tiny, dtype="bf16")
+    with pytest.raises(UserError, match=r"dtype: expected a floating-point dtype, got torch\.int8"):
+        load(tiny, dtype=torch.int8)
+    with pytest.raises(
+        UserError, match=r"device: expected a device of this machine \('auto', 'cpu'.*got 'cuda:99'"
+    ):
+        load(tiny, device="cuda:99")
+    with pytest.raises(UserError, match="device: expected a device of this machine .*got 'gpu'"):
+        load(tiny, device="gpu")
+
+
+@pytest.mark.gpu
+def test_auto_takes_the_gpu(tiny: Path) -> None:
+    model, _ = load(tiny)
+    assert model.device.type == "cuda"
+    assert model.dtype == AutoConfig.from_pretrained(tiny).dtype
