@@ -1,1 +1,58 @@
-"""."""
+"""swaa: write an attention policy once, as one predicate over positions; run it on any full-attention HF model."""
+
+from typing import TYPE_CHECKING, Any
+
+from swaa.errors import UserError
+from swaa.policies import (
+    AttentionPolicy,
+    FullAttention,
+    Index,
+    Predicate,
+    SinkTokens,
+    SlidingWindow,
+    every,
+    parse_policy,
+    policy_names,
+    policy_to_dict,
+    register_policy,
+    rule,
+    stack,
+)
+
+if TYPE_CHECKING:
+    from swaa.hf import PolicyHandle, apply_policy, declare_prompt, load, saved_policy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionPolicy",
+    "FullAttention",
+    "Index",
+    "PolicyHandle",
+    "Predicate",
+    "SinkTokens",
+    "SlidingWindow",
+    "UserError",
+    "apply_policy",
+    "declare_prompt",
+    "every",
+    "load",
+    "parse_policy",
+    "policy_names",
+    "policy_to_dict",
+    "register_policy",
+    "rule",
+    "saved_policy",
+    "stack",
+]
+
+_NEED_TRANSFORMERS = frozenset({"PolicyHandle", "apply_policy", "declare_prompt", "load", "saved_policy"})
+
+
+def __getattr__(name: str) -> Any:
+    """Import transformers on first use only: it takes seconds, and policies do not need it."""
+    if name in _NEED_TRANSFORMERS:
+        import swaa.hf
+
+        return getattr(swaa.hf, name)
+    raise AttributeError(f"module 'swaa' has no attribute {name!r}")

@@ -22,7 +22,7 @@ def dense_mask(layer: LayerPolicy, layout: TokenLayout) -> Tensor:
     if layout.query_documents_BQ is not None and layout.key_documents_BK is not None:
         bound_BQK = bound_BQK & (layout.query_documents_BQ.unsqueeze(-1) == layout.key_documents_BK.unsqueeze(-2))
     decodes_BQ1 = layout.query_decodes_BQ.unsqueeze(-1)
-    masks = [bound_BQK & evaluate_phases(head, q_BQ1, k_B1K, decodes_BQ1) for _, head in layer.groups]
+    masks = [bound_BQK & evaluate_phases(*head.formulas, q_BQ1, k_B1K, decodes_BQ1) for _, head in layer.groups]
     if not layer.by_head:
         return masks[0].unsqueeze(1)
     group_of_head = torch.empty(layer.num_heads, dtype=torch.long, device=layout.device)

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from swaa.compiler.interval import Interval, Verdict
-from swaa.policies.bound import HeadPolicy
 from swaa.policies.boolean import Formula
 
 Truth = Tensor | Verdict
@@ -26,15 +25,16 @@ def evaluate(formula: Formula, q: Tensor | Interval, k: Tensor | Interval) -> An
     return union
 
 
-def evaluate_phases(head: HeadPolicy, q: Any, k: Any, decodes: Any) -> Any:
-    """The truth of a head's policy, with ``decodes`` (bool tensor or verdict) choosing the phase of each query."""
-    prefill = evaluate(head.prefill, q, k)
-    if not head.by_phase:
-        return prefill
-    decode = evaluate(head.decode, q, k)
+def evaluate_phases(prefill: Formula, decode: Formula | None, q: Any, k: Any, decodes: Any) -> Any:
+    """The truth of a policy by phase, with ``decodes`` (bool tensor or verdict) telling the phase of each query.
+
+    ``decode`` is None where both phases see the same (not compared here: the parameters may be tensors).
+    """
+    early = evaluate(prefill, q, k)
+    if decode is None:
+        return early
+    late = evaluate(decode, q, k)
     # constants are folded: a kernel without dead operations, and sharper verdicts
-    chosen = decodes if decode is True else False if decode is False else decodes & decode
-    other = ~decodes if prefill is True else False if prefill is False else ~decodes & prefill
+    chosen = decodes if late is True else False if late is False else decodes & late
+    other = ~decodes if early is True else False if early is False else ~decodes & early
     return other if chosen is False else chosen if other is False else chosen | other
-
-

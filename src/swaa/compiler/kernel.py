@@ -15,7 +15,7 @@ from torch import Tensor
 from swaa.compiler.evaluate import evaluate_phases
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.base import Predicate
-from swaa.policies.bound import HeadPolicy, LayerPolicy
+from swaa.policies.bound import LayerPolicy
 from swaa.policies.boolean import Formula
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -25,7 +25,7 @@ P = TypeVar("P", bound=Predicate)
 def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
     """``mask_mod(b, h, q_index, k_index) -> bool`` over slots, for FlexAttention and ``create_block_mask``."""
     device = layout.device
-    groups = [(_membership(heads, layer.num_heads, device), with_tensors(head, device)) for heads, head in layer.groups]
+    groups = [(_membership(heads, layer.num_heads, device), with_tensors(head.formulas, device)) for heads, head in layer.groups]
     # int32: the kernel's index type, and half the memory traffic of int64
     query_positions_BQ, key_positions_BK = layout.query_positions_BQ.int(), layout.key_positions_BK.int()
     decodes_BQ = layout.query_decodes_BQ
@@ -48,18 +48,21 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
             bound = bound & (query_documents_BQ[row, q_index] == key_documents_BK[row, k_index])
         decodes = decodes_BQ[row, q_index] if by_phase else None
         if not by_head:
-            return bound & evaluate_phases(groups[0][1], q, k, decodes)
+            return bound & evaluate_phases(*groups[0][1], q, k, decodes)
         chosen = torch.zeros_like(bound)
-        for membership, head in groups:
-            chosen = chosen | (membership[h] & evaluate_phases(head, q, k, decodes))
+        for membership, formulas in groups:
+            chosen = chosen | (membership[h] & evaluate_phases(*formulas, q, k, decodes))
         return bound & chosen
 
     return visible
 
 
-def with_tensors(head: HeadPolicy, device: torch.device) -> HeadPolicy:
-    """The head's policy with every int parameter of its predicates as a 0-d int32 tensor on ``device``."""
-    return HeadPolicy(_formula_with_tensors(head.prefill, device), _formula_with_tensors(head.decode, device))
+def with_tensors(
+    formulas: tuple[Formula, Formula | None], device: torch.device
+) -> tuple[Formula, Formula | None]:
+    """A head's formulas with every int parameter of their predicates as a 0-d int32 tensor on ``device``."""
+    prefill, decode = formulas
+    return _formula_with_tensors(prefill, device), None if decode is None else _formula_with_tensors(decode, device)
 
 
 def _formula_with_tensors(formula: Formula, device: torch.device) -> Formula:

@@ -4,12 +4,12 @@ A policy sees logical positions only. A :class:`TokenLayout` gives, for every qu
 attention works on, its logical position, its document and (for queries) its phase. Nothing else in swaa knows how
 padding, packed documents or a cache shift tokens about.
 
-Shape suffixes: B samples (1 where all are laid out alike), Q query slots, K key slots, D documents of a sample.
+Shape suffixes: B samples (1 where all are laid out alike), Q query slots, K key slots, S all slots, D documents.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class TokenLayout:
         query_decodes_BQ: bool, True for queries of the decode phase.
         query_documents_BQ: int64 number of the packed document, or None where a sample is one document.
         key_documents_BK: the same for keys.
+        is_square: queries and keys are the same tokens, without padding or documents: plain causal kernels fit.
     """
 
     query_positions_BQ: Tensor
@@ -38,6 +39,7 @@ class TokenLayout:
     query_decodes_BQ: Tensor
     query_documents_BQ: Tensor | None = None
     key_documents_BK: Tensor | None = None
+    is_square: bool = False
 
     @classmethod
     def contiguous(
@@ -46,42 +48,54 @@ class TokenLayout:
         key_length: int | None = None,
         *,
         offset: int = 0,
+        key_offset: int = 0,
         prompt_lengths: Tensor | int | None = None,
         device: torch.device | str | None = None,
     ) -> TokenLayout:
-        """Samples without padding: queries at ``offset + arange(query_length)``, keys at ``arange(key_length)``.
+        """Samples without padding: queries from position ``offset`` on, keys from ``key_offset`` on.
 
         Args:
-            key_length: by default ``offset + query_length``.
+            key_length: by default up to the last query.
             prompt_lengths: tokens before the decode phase begins, one int or int [B]; None where all is prefill.
         """
-        keys = offset + query_length if key_length is None else key_length
+        keys = offset + query_length - key_offset if key_length is None else key_length
         queries_1Q = offset + torch.arange(query_length, device=device).unsqueeze(0)
-        keys_1K = torch.arange(keys, device=device).unsqueeze(0)
-        return cls._with_phase(queries_1Q, keys_1K, prompt_lengths)
+        keys_1K = key_offset + torch.arange(keys, device=device).unsqueeze(0)
+        layout = cls._with_phase(queries_1Q, keys_1K, prompt_lengths)
+        return replace(layout, is_square=offset == key_offset and query_length == keys)
 
     @classmethod
     def padded(
         cls,
-        real_BK: Tensor,
+        real_BS: Tensor,
         query_length: int | None = None,
+        key_length: int | None = None,
         *,
         offset: int | None = None,
+        key_offset: int = 0,
         prompt_lengths: Tensor | int | None = None,
     ) -> TokenLayout:
         """Samples with padding anywhere: position = how many real tokens of the sample come before.
 
         Args:
-            real_BK: bool, True where a key slot holds a token; the usual 2-d attention mask.
+            real_BS: bool over all slots of the sample so far, True where one holds a token: the 2-d attention mask.
             query_length: the number of query slots; by default all.
-            offset: the key slot of the first query; by default the queries are the last slots.
+            key_length: the number of key slots; by default all from ``key_offset`` on.
+            offset: the slot of the first query; by default the queries are the last slots.
+            key_offset: the slot of the first key.
             prompt_lengths: real tokens of the prompt, one int or int [B]; None where all is prefill.
         """
-        real_BK = real_BK.bool()
-        keys_BK = torch.where(real_BK, real_BK.long().cumsum(-1) - 1, PADDING)
-        queries = keys_BK.shape[-1] if query_length is None else query_length
-        start = keys_BK.shape[-1] - queries if offset is None else offset
-        return cls._with_phase(keys_BK[:, start : start + queries], keys_BK, prompt_lengths)
+        real_BS = real_BS.bool()
+        slots_BS = torch.where(real_BS, real_BS.long().cumsum(-1) - 1, PADDING)
+        length = slots_BS.shape[-1]
+        queries = length if query_length is None else query_length
+        keys = length - key_offset if key_length is None else key_length
+        start = length - queries if offset is None else offset
+        missing = max(start + queries, key_offset + keys) - length
+        slots_BS = F.pad(slots_BS, (0, max(missing, 0)), value=PADDING)
+        return cls._with_phase(
+            slots_BS[:, start : start + queries], slots_BS[:, key_offset : key_offset + keys], prompt_lengths
+        )
 
     @classmethod
     def packed(cls, positions_BQ: Tensor, *, prompt_lengths: Tensor | int | None = None) -> TokenLayout:

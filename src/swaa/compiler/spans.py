@@ -82,7 +82,7 @@ def judge(head: HeadPolicy, queries: Spans, keys: Spans) -> Verdict:
     verdict: Verdict = (keys.positions <= queries.positions) & queries.real & keys.real
     if queries.documents is not None and keys.documents is not None:
         verdict = verdict & (queries.documents == keys.documents)
-    result: Verdict = verdict & evaluate_phases(head, queries.positions, keys.positions, queries.decodes)
+    result: Verdict = verdict & evaluate_phases(*head.formulas, queries.positions, keys.positions, queries.decodes)
     return result
 
 

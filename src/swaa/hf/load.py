@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.errors import UserError, invalid, unknown
+from swaa.hf.apply import apply_policy
+from swaa.hf.spec import saved_policy
 from swaa.hf.weights import CATALOGUE, fetch
 
 if TYPE_CHECKING:
@@ -70,10 +72,8 @@ def load(
     _ensure_pad_token(tokenizer, model, source)
     model = model.to(torch_device).eval()
     if policy is None:
-        policy = getattr(model.config.get_text_config(decoder=True), "swaa", None)
+        policy = saved_policy(model.config)
     if policy is not None:
-        from swaa.hf.apply import apply_policy
-
         apply_policy(model, policy, kernel=kernel)
     return model, tokenizer
 

@@ -29,6 +29,11 @@ class HeadPolicy:
         return self.prefill != self.decode
 
     @property
+    def formulas(self) -> tuple[Formula, Formula | None]:
+        """The prefill formula, and the decode formula or None where it is the same."""
+        return self.prefill, self.decode if self.by_phase else None
+
+    @property
     def is_full(self) -> bool:
         """Is it plain causal attention throughout?"""
         return self.prefill == EVERYWHERE == self.decode

@@ -1,0 +1,141 @@
+"""Attention under a compiled policy: the kernels of :mod:`swaa.compiler.plan`, all with equal results.
+
+A query that may see nothing (padding, or a policy that leaves it nothing) gets zeros, on every kernel.
+
+Shape suffixes: B samples, H query heads, G key-value heads, Q queries, K keys, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+log = logging.getLogger(__name__)
+
+_GRAPHS = 256  # kernels kept for distinct policies' structures and lengths; past torch's own limit of 8 Flex is unfused
+
+
+def causal_attention(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, *, scale: float | None, dropout: float = 0.0) -> Tensor:
+    """Plain causal attention on the fused kernel; queries and keys are the same tokens. Returns [B, H, Q, D]."""
+    grouped = key_BGKD.shape[1] != query_BHQD.shape[1]
+    return F.scaled_dot_product_attention(
+        query_BHQD, key_BGKD, value_BGKD, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped
+    )
+
+
+def dense_attention(
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    mask_BHQK: Tensor | None,
+    *,
+    scale: float | None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sink_logits_H: Tensor | None = None,
+) -> Tensor:
+    """Attention under a boolean mask (None: every query sees every key). Returns [B, H, Q, D].
+
+    Args:
+        softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
+        sink_logits_H: a logit per head that takes part in the softmax and carries no value (GPT-OSS).
+    """
+    groups = query_BHQD.shape[1] // key_BGKD.shape[1]
+    key_BHKD = key_BGKD.repeat_interleave(groups, dim=1) if groups > 1 else key_BGKD
+    value_BHKD = value_BGKD.repeat_interleave(groups, dim=1) if groups > 1 else value_BGKD
+    if softcap is None and sink_logits_H is None:
+        out = F.scaled_dot_product_attention(
+            query_BHQD, key_BHKD, value_BHKD, attn_mask=mask_BHQK, scale=scale, dropout_p=dropout
+        )
+    else:
+        out = _modified_attention(
+            query_BHQD, key_BHKD, value_BHKD, mask_BHQK, scale, dropout, softcap, sink_logits_H
+        )
+    if mask_BHQK is None:
+        return out
+    return out.masked_fill(~mask_BHQK.any(-1, keepdim=True), 0.0)
+
+
+def _modified_attention(
+    query_BHQD: Tensor,
+    key_BHKD: Tensor,
+    value_BHKD: Tensor,
+    mask_BHQK: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    softcap: float | None,
+    sink_logits_H: Tensor | None,
+) -> Tensor:
+    scale = query_BHQD.shape[-1] ** -0.5 if scale is None else scale
+    scores_BHQK = (query_BHQD @ key_BHKD.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores_BHQK = softcap * torch.tanh(scores_BHQK / softcap)
+    if mask_BHQK is not None:
+        scores_BHQK = scores_BHQK.masked_fill(~mask_BHQK, torch.finfo(scores_BHQK.dtype).min)
+    if sink_logits_H is not None:
+        sinks = sink_logits_H.float().view(1, -1, 1, 1).expand(*scores_BHQK.shape[:-1], 1)
+        scores_BHQK = torch.cat([scores_BHQK, sinks], -1)
+    weights_BHQK = scores_BHQK.softmax(-1)[..., : key_BHKD.shape[2]].to(value_BHKD.dtype)
+    out: Tensor = F.dropout(weights_BHQK, dropout) @ value_BHKD
+    return out
+
+
+def blocksparse_attention(
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    block_mask: BlockMask,
+    *,
+    scale: float | None,
+    softcap: float | None = None,
+) -> Tensor:
+    """FlexAttention, compiled. Returns [B, H, Q, D].
+
+    The block mask may be longer than the tensors (see :func:`bucket_length`): they are padded to it, and the result
+    is cut back, so that many lengths share a compiled kernel.
+    """
+    queries, keys = block_mask.seq_lengths
+    padded = [_pad(query_BHQD, queries), _pad(key_BGKD, keys), _pad(value_BGKD, keys)]
+    # the limit is torch's guard against runaway compiling; one graph per policy structure and bucket is meant here
+    with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=4 * _GRAPHS):
+        out: Tensor = _compiled_flex()(
+            *padded,
+            score_mod=None if softcap is None else _softcap_mod(softcap),
+            block_mask=block_mask,
+            scale=scale,
+            enable_gqa=key_BGKD.shape[1] != query_BHQD.shape[1],
+        )
+    return out[:, :, : query_BHQD.shape[2]]
+
+
+def bucket_length(length: int, block_size: int = 128) -> int:
+    """The least length of the form (4 to 7) x 2^n blocks that holds ``length``: at most a quarter more, few shapes."""
+    blocks = -(-length // block_size)
+    power = max(0, (blocks - 1).bit_length() - 3)
+    step = 1 << power
+    return -(-blocks // step) * step * block_size
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    extra = length - tensor.shape[2]
+    return F.pad(tensor, (0, 0, 0, extra)) if extra else tensor
+
+
+def _softcap_mod(softcap: float) -> Callable[..., Tensor]:
+    def cap(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    # fullgraph: an operation that cannot be compiled is an error, not a silent and slow unfused run
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)

@@ -1,0 +1,142 @@
+"""``apply_policy``: put an attention policy on a transformers model, and take it off again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from swaa.compiler.plan import check_kernel_request
+from swaa.errors import UserError, invalid
+from swaa.hf.attention import register_attention
+from swaa.hf.forward import after_forward, before_forward
+from swaa.hf.masks import register_masks
+from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, make_spec, text_config
+from swaa.policies import AttentionPolicy, parse_policy
+
+register_attention()
+register_masks()
+
+_MISSING = object()
+
+
+class PolicyHandle:
+    """A policy on a model: a context manager, and a handle with :meth:`remove`. Made by :func:`apply_policy`."""
+
+    def __init__(self, decoder: PreTrainedModel, policy: AttentionPolicy, spec: dict[str, Any]) -> None:
+        self.policy = policy
+        self._decoder = decoder
+        self._spec = spec
+        self._previous_spec = getattr(decoder.config, ATTRIBUTE, _MISSING)
+        self._previous_implementation = decoder.config._attn_implementation
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._removed = False
+
+    def _install(self) -> PolicyHandle:
+        decoder = self._decoder
+        if before_forward not in decoder._forward_pre_hooks.values():
+            self._hooks = [
+                decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
+                decoder.register_forward_hook(after_forward, with_kwargs=True),
+            ]
+        setattr(decoder.config, ATTRIBUTE, self._spec)
+        decoder.set_attn_implementation(IMPLEMENTATION)
+        return self
+
+    def remove(self) -> None:
+        """Restore the model exactly as it was before; a second call does nothing.
+
+        Raises:
+            UserError: another policy was put on top of this one; remove that one first.
+        """
+        if self._removed:
+            return
+        config = self._decoder.config
+        if getattr(config, ATTRIBUTE, None) is not self._spec:
+            raise UserError(
+                f"{self.policy}: another policy was applied on top of this one. Remove policies in reverse order."
+            )
+        for hook in self._hooks:
+            hook.remove()
+        if self._previous_spec is _MISSING:
+            delattr(config, ATTRIBUTE)
+        else:
+            setattr(config, ATTRIBUTE, self._previous_spec)
+        self._decoder.set_attn_implementation(self._previous_implementation)
+        self._removed = True
+
+    def __enter__(self) -> PolicyHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"PolicyHandle({self.policy!r}{', removed' if self._removed else ''})"
+
+
+def apply_policy(
+    model: torch.nn.Module,
+    policy: AttentionPolicy | str | Mapping[str, Any],
+    *,
+    kernel: str = "auto",
+) -> PolicyHandle:
+    """Run a transformers model under an attention policy, in prefill, cached decoding, generation and training.
+
+    ``with apply_policy(model, policy): …`` restores the model at the end of the block; otherwise keep the handle and
+    call ``remove()``. The policy is written to the model's config, so ``save_pretrained`` keeps it and
+    :func:`swaa.load` applies it again.
+
+    A forward pass is one prompt unless told otherwise: pass ``prompt_lengths`` (int tensor [B]: real prompt tokens of
+    each sample) to ``model(...)`` for samples that hold prompt and answer. In ``generate()`` it is known.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT wrapper around one.
+        policy: a policy, an expression such as ``"SlidingWindow(128)"``, or its dict form.
+        kernel: ``"auto"`` (chosen by :func:`swaa.compiler.plan.choose_kernel`), ``"flex"`` or ``"dense"``.
+
+    Raises:
+        UserError: the architecture cannot run under a policy, or the policy names a layer or head that it lacks.
+    """
+    check_kernel_request(kernel)
+    parsed = parse_policy(policy)
+    decoder = _decoder(model)
+    spec = make_spec(parsed, kernel)
+    config = decoder.config
+    PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what does not exist
+    return PolicyHandle(decoder, parsed, spec)._install()
+
+
+def _decoder(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers module that owns the text decoder, checked to run under policies."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not isinstance(base, PreTrainedModel):
+        mend = "Load one with swaa.load or AutoModelForCausalLM.from_pretrained."
+        raise invalid("model", accepted="a transformers model", got=type(model).__name__, mend=mend)
+    config = base.config
+    name = f"{type(base).__name__} (model type {config.model_type!r})"
+    if config.is_encoder_decoder:
+        raise UserError(f"{name}: has an encoder and cross attention, and policies are causal. Use a decoder-only model.")
+    decoder = base.get_decoder()
+    if not isinstance(decoder, PreTrainedModel):  # some models name their output head so
+        decoder = base.base_model
+    if not isinstance(decoder, PreTrainedModel) or not _dispatches(decoder):
+        raise UserError(
+            f"{name}: computes attention in its own code instead of dispatching it through transformers' "
+            f"AttentionInterface, so no policy can reach it. Use a model that dispatches, such as Llama or Qwen."
+        )
+    if getattr(text_config(config), "is_causal", True) is False:
+        raise UserError(f"{name}: is configured for bidirectional attention, and policies are causal. Set is_causal=True.")
+    return decoder
+
+
+def _dispatches(decoder: PreTrainedModel) -> bool:
+    """Do the decoder's attention layers look their function up in transformers' registry?"""
+    modules = {type(module).__module__ for module in decoder.modules()}
+    return any(hasattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS") for name in modules)

@@ -1,0 +1,75 @@
+"""swaa's side of ``AttentionInterface``: one attention call of one layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from swaa.errors import UserError
+from swaa.hf.forward import CONTEXT_KEY, ForwardContext
+from swaa.hf.masks import MaskPlan
+from swaa.hf.native import restrict
+from swaa.hf.spec import IMPLEMENTATION
+
+_UNSUPPORTED = {
+    "position_bias": "an additive position bias",
+    "head_mask": "a head mask",
+    "cache": "a paged cache (continuous batching)",
+}
+
+
+def policy_attention(
+    module: nn.Module,
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function registered with ``AttentionInterface``; transformers documents its arguments.
+
+    Returns:
+        The attention output [B, Q, H, D], and no attention weights.
+
+    Raises:
+        UserError: the layer needs something that this attention does not do; it is named.
+    """
+    owner = type(module).__name__
+    if not isinstance(attention_mask, MaskPlan):
+        raise UserError(
+            f"{owner}: expected the mask plan of swaa as attention_mask, got {type(attention_mask).__name__}. "
+            f"Pass a 2-d attention mask to the model, and let it build its masks."
+        )
+    for name, meaning in _UNSUPPORTED.items():
+        if kwargs.get(name) is not None:
+            raise UserError(f"{owner}: the layer uses {meaning} ({name}), which swaa does not support. Use another model.")
+    if getattr(module, "is_cross_attention", False) or kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
+        raise UserError(f"{owner}: the layer's attention is not causal, and policies are. Use a decoder-only model.")
+    layer_index = getattr(module, "layer_idx", None)
+    if layer_index is None:
+        raise UserError(f"{owner}: the layer does not know its own index (layer_idx), so no policy can be chosen for it.")
+    context = kwargs.get(CONTEXT_KEY)
+    program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
+    layer = attention_mask.policy.layer(layer_index, query_BHQD.shape[1])
+    out_BHQD = program.attend(
+        restrict(layer, attention_mask.native),
+        query_BHQD,
+        key_BGKD,
+        value_BGKD,
+        scale=scaling,
+        dropout=dropout,
+        softcap=softcap,
+        sink_logits_H=s_aux,
+    )
+    return out_BHQD.transpose(1, 2).contiguous(), None
+
+
+def register_attention() -> None:
+    """Register the attention function."""
+    AttentionInterface.register(IMPLEMENTATION, policy_attention)

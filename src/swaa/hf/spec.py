@@ -1,0 +1,93 @@
+"""The policy on a model's config: how it is stored, read back and bound to the model's size.
+
+The text config's attribute ``swaa`` holds ``{"policy": {...}, "kernel": "auto"}``. It is plain JSON, so it survives
+``deepcopy``, pickling, ``save_pretrained`` and PEFT, and it is where attention finds its policy.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from swaa.errors import UserError
+from swaa.policies import AttentionPolicy, BoundPolicy, LayerPolicy, bind, parse_policy, policy_to_dict
+
+ATTRIBUTE = "swaa"
+"""The config attribute that holds the spec."""
+
+IMPLEMENTATION = "swaa"
+"""The name under which attention and masks are registered with transformers."""
+
+
+def text_config(config: Any) -> Any:
+    """The config of the language model inside a possibly multimodal config."""
+    return config.get_text_config(decoder=True)
+
+
+def make_spec(policy: AttentionPolicy, kernel: str) -> dict[str, Any]:
+    """The JSON form of a policy on a model."""
+    return {"policy": policy_to_dict(policy), "kernel": kernel}
+
+
+def read_spec(config: Any) -> dict[str, Any] | None:
+    """The spec on a config, or None where the model has no policy."""
+    spec: dict[str, Any] | None = getattr(text_config(config), ATTRIBUTE, None)
+    return spec
+
+
+def saved_policy(config: Any) -> AttentionPolicy | None:
+    """The policy that a config carries, or None.
+
+    Raises:
+        UserError: there is one that this version of swaa cannot read.
+    """
+    spec = read_spec(config)
+    if spec is None:
+        return None
+    try:
+        return parse_policy(spec["policy"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"config.{ATTRIBUTE}: expected a policy spec, got {spec!r}. Save the model again.") from error
+
+
+class PolicyOnModel:
+    """A spec, bound: gives the layer policy for every layer index and number of query heads."""
+
+    def __init__(self, spec: dict[str, Any], num_layers: int) -> None:
+        self.policy = parse_policy(spec["policy"])
+        self.kernel: str = spec["kernel"]
+        self.num_layers = num_layers
+
+    def bound(self, num_heads: int) -> BoundPolicy:
+        """The policy for this many query heads."""
+        return bind(self.policy, self.num_layers, num_heads)
+
+    def layer(self, index: int, num_heads: int) -> LayerPolicy:
+        """The effective policy of one layer."""
+        return self.bound(num_heads).layers[index]
+
+    @property
+    def by_phase(self) -> bool:
+        """Do the phases differ anywhere?"""
+        return any(behaviour.prefill != behaviour.decode for _, behaviour in self.policy.normal_form.cells)
+
+
+def policy_on(config: Any) -> PolicyOnModel:
+    """The bound policy of a model's config.
+
+    Raises:
+        UserError: the config has none, though its attention runs on swaa.
+    """
+    spec = read_spec(config)
+    if spec is None:
+        raise UserError(
+            f"attn_implementation={IMPLEMENTATION!r} is set, but config.{ATTRIBUTE} holds no policy. "
+            f"Use swaa.apply_policy(model, policy) instead of setting the implementation by hand."
+        )
+    return _policy_on(json.dumps(spec, sort_keys=True), text_config(config).num_hidden_layers)
+
+
+@lru_cache(maxsize=256)
+def _policy_on(spec: str, num_layers: int) -> PolicyOnModel:
+    return PolicyOnModel(json.loads(spec), num_layers)
