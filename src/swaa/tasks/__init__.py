@@ -1,1 +1,22 @@
-"""tasks"""
+"""Tasks: data in, examples out; they know no model. A task's grader is in :mod:`swaa.graders`."""
+
+from __future__ import annotations
+
+from swaa.tasks.base import CountTokens, Example, Task
+from swaa.tasks.needle import NeedleMultikey, NeedleMultiquery, NeedleMultivalue, NeedleSingle
+from swaa.tasks.registry import get_task, register_task, task_from_dict, task_names, task_to_dict
+
+__all__ = [
+    "CountTokens",
+    "Example",
+    "NeedleMultikey",
+    "NeedleMultiquery",
+    "NeedleMultivalue",
+    "NeedleSingle",
+    "Task",
+    "get_task",
+    "register_task",
+    "task_from_dict",
+    "task_names",
+    "task_to_dict",
+]

@@ -1,0 +1,101 @@
+"""What a task is: a source of examples, each a prompt, its answer and what a grader looks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from swaa.reading import build
+
+CountTokens = Callable[[str, str], int]
+"""``(prompt, answer_prefix) -> tokens`` of the whole rendered prompt, chat template and answer prefix
+included."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its answer, as text.
+
+    The model reads ``prompt`` in the chat template, then ``answer_prefix`` as the beginning of its own reply;
+    what it says after that is the answer. ``answer_prefix + answer`` is the reference reply.
+
+    Attributes:
+        id: stable and unique: task, digest of the parameters, length, seed and index.
+        prompt: the user's message, without chat template.
+        answer_prefix: the beginning of the reply; it belongs to the prompt, hence to the prefill.
+        answer: what follows ``answer_prefix`` directly: the text that teacher forcing scores.
+        references: the strings that a grader looks for in a generated answer.
+        metadata: JSON-able facts about the example, for records and figures; see the task.
+    """
+
+    id: str
+    prompt: str
+    answer_prefix: str
+    answer: str
+    references: tuple[str, ...]
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A source of examples: a frozen dataclass whose fields are its parameters.
+
+    A new task subclasses this, sets ``name``, checks its fields in ``__post_init__`` (naming them
+    ``ClassName.field``), writes :meth:`examples` and carries ``@register_task``.
+    """
+
+    name: ClassVar[str]
+    """As in YAML."""
+    grader: ClassVar[str] = "recall"
+    """Name of the grader of generated answers, of ``swaa.graders``."""
+
+    @abstractmethod
+    def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
+        """Make examples, lazily: the first is there before the second is made.
+
+        The same arguments, with the same tokenizer behind ``count_tokens``, give the same bytes everywhere. A
+        larger ``num_examples`` begins with the same examples.
+
+        Args:
+            length: tokens of the whole rendered prompt; see ``CountTokens``. Whether the model can read that
+                many is the caller's to check.
+            num_examples: how many.
+            seed: of every draw.
+            count_tokens: the tokenizer, behind a function.
+
+        Raises:
+            UserError: ``length`` is too short for the question alone; the shortest one is named.
+        """
+
+    @property
+    def label(self) -> str:
+        """The name, with the parameters that are not the default ones: ``needle_multikey(num_keys=8)``."""
+        parameters = self.to_dict()
+        del parameters["name"]
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}  # type: ignore[arg-type]
+        changed = [f"{key}={value}" for key, value in parameters.items() if value != defaults.get(key)]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values: ``name`` and every parameter. ``task_from_dict`` reads them back."""
+        parameters = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {"name": self.name} | {item.name: getattr(self, item.name) for item in parameters}
+
+    @classmethod
+    def from_dict(cls, parameters: Mapping[str, object]) -> Self:
+        """The task with these parameters; those left out have their defaults.
+
+        Raises:
+            UserError: a parameter is unknown (the nearest is suggested) or has a wrong value.
+        """
+        return build(cls, parameters, cls.name)
+
+
+def digest_of(values: Mapping[str, object]) -> str:
+    """Eight hexadecimal digits that stand for JSON-able ``values``, whatever their order."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

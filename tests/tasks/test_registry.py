@@ -1,0 +1,86 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from swaa.errors import UserError
+from swaa.graders import grader_names
+from swaa.tasks import (
+    CountTokens,
+    Example,
+    NeedleSingle,
+    Task,
+    get_task,
+    register_task,
+    task_from_dict,
+    task_names,
+)
+from swaa.tasks import registry as registry_module
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_tasks", dict(registry_module._tasks))
+
+
+@dataclass(frozen=True)
+class Echo(Task):
+    """A user's task."""
+
+    name: ClassVar[str] = "echo"
+    grader: ClassVar[str] = "exact"
+    word: str = "hello"
+
+    def examples(
+        self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens
+    ) -> Iterator[Example]:
+        for index in range(num_examples):
+            yield Example(f"echo-{index}", f"Say {self.word}.", "", self.word, (self.word,))
+
+
+def test_a_task_of_the_users_own() -> None:
+    register_task(Echo)
+    task = task_from_dict({"name": "echo", "word": "bye"})
+    assert task == Echo(word="bye")
+    assert "echo" in task_names()
+    assert task.label == "echo(word=bye)"
+
+
+def test_two_tasks_cannot_share_a_name() -> None:
+    class Other(NeedleSingle):
+        pass
+
+    with pytest.raises(
+        UserError, match=r"task name 'needle_single' is taken by .*NeedleSingle; .*Other cannot"
+    ):
+        register_task(Other)
+    assert register_task(NeedleSingle) is NeedleSingle  # again is no harm
+
+
+def test_a_task_is_a_frozen_dataclass_with_a_name() -> None:
+    class Bare(Task):
+        name = "bare"
+
+    @dataclass(frozen=True)
+    class Nameless(Echo):
+        name: ClassVar[str] = ""
+
+    for wrong in (Bare, Nameless):
+        with pytest.raises(
+            UserError, match=r"task: expected a frozen dataclass with a name, got '.*'\. Set `name"
+        ):
+            register_task(wrong)
+
+
+def test_unknown_names_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(UserError, match="unknown task 'needle_singel'. Did you mean 'needle_single'?"):
+        get_task("needle_singel")
+
+
+def test_every_task_names_a_grader_that_there_is() -> None:
+    assert {get_task(name).grader for name in task_names()} <= set(grader_names())

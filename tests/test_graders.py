@@ -1,0 +1,132 @@
+"""String graders."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swaa import graders
+from swaa.errors import UserError
+from swaa.graders import Grade, grade, grader_names, holds, normalise, register_grader
+
+
+class TestHolds:
+    @pytest.mark.parametrize(
+        ("text", "reference"),
+        [
+            ("The number is 12345.", "12345"),
+            ("12345", "12345"),
+            ("=12345,", "12345"),
+            ("1,234,567", "1234567"),
+            ("It is 12,345.", "12345"),
+            ("12345,67890", "67890"),
+            ("12345,67890", "12345"),
+            ("９８７６", "9876"),  # noqa: RUF001  # full-width digits are meant
+            ("100, 200", "100"),
+            ("100,200", "200"),
+            ("it is 3.14.", "3.14"),
+            ("The APPLE fell", "apple"),
+            ("new\n york", "New York"),
+            ("我在北京。", "北京"),
+            ("xcat cat", "cat"),
+            ("STRASSE", "straße"),
+        ],
+    )
+    def test_found(self, text: str, reference: str) -> None:
+        assert holds(text, reference)
+
+    @pytest.mark.parametrize(
+        ("text", "reference"),
+        [
+            ("9123456", "12345"),
+            ("123456", "12345"),
+            ("912345", "12345"),
+            ("12345678", "1234567"),
+            ("42.5", "42"),
+            ("0.42", "42"),
+            ("4,2", "42"),
+            ("1,2345", "12345"),
+            ("a12345", "12345"),
+            ("12345th", "12345"),
+            ("category", "cat"),
+            ("snake_cat", "cat"),
+            ("", "1"),
+        ],
+    )
+    def test_not_found(self, text: str, reference: str) -> None:
+        assert not holds(text, reference)
+
+    @given(number=st.integers(0, 10**9), other=st.integers(0, 10**12))
+    def test_a_number_holds_only_itself(self, number: int, other: int) -> None:
+        assert holds(f"it is {other}!", str(number)) == (number == other)
+
+    @given(number=st.integers(0, 10**12))
+    def test_thousands(self, number: int) -> None:
+        assert holds(f"(about {number:,})", str(number))
+
+    @given(text=st.text(max_size=80))
+    def test_every_text_holds_itself(self, text: str) -> None:
+        assert not normalise(text) or holds(text, text)
+        assert normalise(normalise(text)) == normalise(text)
+
+
+class TestGraders:
+    @pytest.mark.parametrize(
+        ("name", "text", "score"),
+        [
+            ("recall", "7 and 8", 1.0),
+            ("recall", "8", 0.5),
+            ("recall", "78", 0.0),
+            ("all_found", "7 and 8", 1.0),
+            ("all_found", "8", 0.0),
+            ("any_found", "8", 1.0),
+            ("any_found", "9", 0.0),
+            ("exact", " '8.' ", 1.0),
+            ("exact", "8 it is", 0.0),
+        ],
+    )
+    def test_by_hand(self, name: str, text: str, score: float) -> None:
+        assert grade(name, text, ["7", "8"]).score == score
+
+    def test_says_what_was_found(self) -> None:
+        assert grade("recall", "eight: 8", ("7", "8")) == Grade(0.5, found=("8",), missing=("7",))
+        assert grade("exact", "8", ("7", "8")) == Grade(1.0, found=("8",), missing=("7",))
+        assert not grade("recall", "8", ("7", "8")).all_correct
+        assert grade("recall", "8 7", ("7", "8")).all_correct
+
+    @given(
+        text=st.text(alphabet="12 ,.ab", max_size=40),
+        references=st.lists(st.text(alphabet="12ab", min_size=1, max_size=3), min_size=1, max_size=4),
+    )
+    def test_graders_agree(self, text: str, references: list[str]) -> None:
+        grades = {name: grade(name, text, references) for name in grader_names()}
+        for one in grades.values():
+            assert 0 <= one.score <= 1
+            assert sorted(one.found + one.missing) == sorted(references)
+        recall = grades["recall"].score
+        assert grades["all_found"].score == (recall == 1)
+        assert grades["any_found"].score == (recall > 0)
+        assert grades["exact"].score <= grades["any_found"].score
+        joined = grade("recall", f"{text} {' '.join(references)}", references)
+        assert joined.all_correct
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("references", [[], [""], ["7", "  "], "7"])
+    def test_references(self, references: list[str]) -> None:
+        with pytest.raises(
+            UserError, match="references: expected a list of non-blank strings, got .* An empty refer"
+        ):
+            grade("recall", "7", references)
+
+    def test_unknown_grader(self) -> None:
+        with pytest.raises(UserError, match="unknown grader 'recal'. Did you mean 'recall'?"):
+            grade("recal", "7", ["7"])
+
+    def test_a_taken_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graders, "_graders", dict(graders._graders))
+        with pytest.raises(UserError, match="grader name 'recall' is taken. Rename one of the graders."):
+            register_grader("recall")(lambda text, references: Grade(0.0, (), ()))
+        register_grader("mine")(lambda text, references: Grade(1.0, tuple(references), ()))
+        assert grade("mine", "", ["a"]).all_correct
