@@ -1,0 +1,106 @@
+"""The record of one sample: one JSON line, written when the sample ends and read by every report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from swaa.errors import UserError
+
+
+class Key(NamedTuple):
+    """What identifies a sample of a run: a sample with a key on record is not run again."""
+
+    recipe_hash: str
+    task: str
+    length: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample under one recipe.
+
+    Attributes:
+        recipe: the recipe's name.
+        recipe_hash: SHA-256 of the recipe without its name.
+        task: the task's label.
+        length: the prompt length that was asked for, in tokens.
+        example: the example's id.
+        seed: of the examples.
+        prompt_tokens: real tokens of the prompt as the model got it.
+        answer: the reference answer.
+        metadata: facts about the example, from its task.
+        generated: the raw text that came, without the end-of-sequence token; None if nothing was generated.
+        scores: ``score`` and ``all_correct`` (0 or 1) by the task's grader, ``forced_exact`` (0 or 1) and
+            ``forced_nll`` (nats per answer token) of the teacher-forced answer. Absent where not asked for.
+        timing: ``prefill_seconds`` (wall time of the batch's prefill divided by its samples),
+            ``decode_ms_per_token`` (wall time of one decode step of the batch; absent if there was none),
+            ``batch_size``, ``new_tokens``.
+        cost: ``visible_pair_share`` and ``kv_share``, fractions of what full attention does and keeps.
+        git: commit of the code, with ``+`` where files were altered; None outside a repository.
+        versions: of the libraries.
+    """
+
+    recipe: str
+    recipe_hash: str
+    task: str
+    length: int
+    example: str
+    seed: int
+    prompt_tokens: int
+    answer: str
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    generated: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    timing: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    git: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What identifies the sample."""
+        return Key(self.recipe_hash, self.task, self.length, self.example)
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line's end."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The record that a line holds.
+
+        Raises:
+            ValueError: the line is not JSON (``json.JSONDecodeError``) or no record.
+        """
+        values = json.loads(line)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"not a record: {error}") from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a file, in order; none where there is no file.
+
+    A last line without its line end was torn by an interruption and is left out: its sample runs again.
+
+    Raises:
+        UserError: another line cannot be read; the line is named.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is torn, or empty
+        try:
+            records.append(Record.from_json(line))
+        except ValueError as error:
+            mend = "Remove this line to run its sample again, or begin anew with --fresh."
+            raise UserError(f"{path}:{number}: this line is no record ({error}). {mend}") from error
+    return records
