@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 _GRAPHS = 256  # kernels kept for distinct policies' structures and lengths; past torch's own limit of 8 Flex is unfused
 
 
-def causal_attention(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, *, scale: float | None, dropout: float = 0.0) -> Tensor:
+def causal_attention(
+    query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, *, scale: float | None, dropout: float = 0.0
+) -> Tensor:
     """Plain causal attention on the fused kernel; queries and keys are the same tokens. Returns [B, H, Q, D]."""
     grouped = key_BGKD.shape[1] != query_BHQD.shape[1]
     return F.scaled_dot_product_attention(
@@ -55,9 +57,7 @@ def dense_attention(
             query_BHQD, key_BHKD, value_BHKD, attn_mask=mask_BHQK, scale=scale, dropout_p=dropout
         )
     else:
-        out = _modified_attention(
-            query_BHQD, key_BHKD, value_BHKD, mask_BHQK, scale, dropout, softcap, sink_logits_H
-        )
+        out = _modified_attention(query_BHQD, key_BHKD, value_BHKD, mask_BHQK, scale, dropout, softcap, sink_logits_H)
     if mask_BHQK is None:
         return out
     return out.masked_fill(~mask_BHQK.any(-1, keepdim=True), 0.0)

@@ -24,8 +24,10 @@ def dense_mask(layer: LayerPolicy, layout: TokenLayout) -> Tensor:
     decodes_BQ1 = layout.query_decodes_BQ.unsqueeze(-1)
     masks = [bound_BQK & evaluate_phases(*head.formulas, q_BQ1, k_B1K, decodes_BQ1) for _, head in layer.groups]
     if not layer.by_head:
-        return masks[0].unsqueeze(1)
+        shared: Tensor = masks[0].unsqueeze(1)
+        return shared
     group_of_head = torch.empty(layer.num_heads, dtype=torch.long, device=layout.device)
     for group, (heads, _) in enumerate(layer.groups):
         group_of_head[list(heads)] = group
-    return torch.stack(torch.broadcast_tensors(*masks), dim=1)[:, group_of_head]
+    by_group: Tensor = torch.stack(torch.broadcast_tensors(*masks), dim=1)
+    return by_group[:, group_of_head]

@@ -47,7 +47,11 @@ class _Abstract:
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         operation = _TORCH_FUNCTIONS.get(func)
         if operation is None or kwargs:
@@ -72,7 +76,8 @@ class Verdict(_Abstract):
 
     def __xor__(self, other: Any) -> Verdict:
         other = _verdict(other, self)
-        return (self & ~other) | (~self & other)
+        result: Verdict = (self & ~other) | (~self & other)
+        return result
 
     def __invert__(self) -> Verdict:
         return Verdict(~self.must, ~self.may)
@@ -126,9 +131,7 @@ class Interval(_Abstract):
     def __mod__(self, other: Any) -> Interval:
         divisor = _positive_constant(other, "%")
         wraps = self.lo // divisor != self.hi // divisor
-        return Interval(
-            torch.where(wraps, 0, self.lo % divisor), torch.where(wraps, divisor - 1, self.hi % divisor)
-        )
+        return Interval(torch.where(wraps, 0, self.lo % divisor), torch.where(wraps, divisor - 1, self.hi % divisor))
 
     def __lt__(self, other: Any) -> Verdict:
         other = _interval(other)
@@ -139,10 +142,12 @@ class Interval(_Abstract):
         return Verdict(self.lo <= other.hi, self.hi <= other.lo)
 
     def __gt__(self, other: Any) -> Verdict:
-        return ~(self <= other)
+        result: Verdict = ~(self <= other)
+        return result
 
     def __ge__(self, other: Any) -> Verdict:
-        return ~(self < other)
+        result: Verdict = ~(self < other)
+        return result
 
     def __eq__(self, other: object) -> Verdict:  # type: ignore[override]
         other = _interval(other)

@@ -15,8 +15,8 @@ from torch import Tensor
 from swaa.compiler.evaluate import evaluate_phases
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.base import Predicate
-from swaa.policies.bound import LayerPolicy
 from swaa.policies.boolean import Formula
+from swaa.policies.bound import LayerPolicy
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 P = TypeVar("P", bound=Predicate)
@@ -25,7 +25,10 @@ P = TypeVar("P", bound=Predicate)
 def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
     """``mask_mod(b, h, q_index, k_index) -> bool`` over slots, for FlexAttention and ``create_block_mask``."""
     device = layout.device
-    groups = [(_membership(heads, layer.num_heads, device), with_tensors(head.formulas, device)) for heads, head in layer.groups]
+    groups = [
+        (_membership(heads, layer.num_heads, device), with_tensors(head.formulas, device))
+        for heads, head in layer.groups
+    ]
     # int32: the kernel's index type, and half the memory traffic of int64
     query_positions_BQ, key_positions_BK = layout.query_positions_BQ.int(), layout.key_positions_BK.int()
     decodes_BQ = layout.query_decodes_BQ
@@ -48,7 +51,8 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
             bound = bound & (query_documents_BQ[row, q_index] == key_documents_BK[row, k_index])
         decodes = decodes_BQ[row, q_index] if by_phase else None
         if not by_head:
-            return bound & evaluate_phases(*groups[0][1], q, k, decodes)
+            seen: Tensor = bound & evaluate_phases(*groups[0][1], q, k, decodes)
+            return seen
         chosen = torch.zeros_like(bound)
         for membership, formulas in groups:
             chosen = chosen | (membership[h] & evaluate_phases(*formulas, q, k, decodes))
@@ -57,9 +61,7 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
     return visible
 
 
-def with_tensors(
-    formulas: tuple[Formula, Formula | None], device: torch.device
-) -> tuple[Formula, Formula | None]:
+def with_tensors(formulas: tuple[Formula, Formula | None], device: torch.device) -> tuple[Formula, Formula | None]:
     """A head's formulas with every int parameter of their predicates as a 0-d int32 tensor on ``device``."""
     prefill, decode = formulas
     return _formula_with_tensors(prefill, device), None if decode is None else _formula_with_tensors(decode, device)
@@ -67,7 +69,10 @@ def with_tensors(
 
 def _formula_with_tensors(formula: Formula, device: torch.device) -> Formula:
     return Formula(
-        tuple(tuple((_predicate_with_tensors(atom, device), asserted) for atom, asserted in term) for term in formula.terms)
+        tuple(
+            tuple((_predicate_with_tensors(atom, device), asserted) for atom, asserted in term)
+            for term in formula.terms
+        )
     )
 
 

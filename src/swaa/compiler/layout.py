@@ -153,6 +153,17 @@ class TokenLayout:
         """The same layout with its tables on another device."""
         return TokenLayout(*[None if table is None else table.to(device) for table in self._tables()])  # type: ignore[arg-type]
 
+    def queries(self, start: int, stop: int) -> TokenLayout:
+        """The layout of some of the queries, with all keys."""
+        documents = self.query_documents_BQ
+        return TokenLayout(
+            self.query_positions_BQ[:, start:stop],
+            self.key_positions_BK,
+            self.query_decodes_BQ[:, start:stop],
+            None if documents is None else documents[:, start:stop],
+            self.key_documents_BK,
+        )
+
     def pad_to(self, query_length: int, key_length: int) -> TokenLayout:
         """The layout with slots that hold no token added behind, so that many lengths share one compiled kernel."""
         extra_q, extra_k = query_length - self.query_length, key_length - self.key_length

@@ -69,9 +69,7 @@ class AttentionProgram:
         if plan.kernel is Kernel.FLEX and layer not in _uncompilable:
             try:
                 blocks = self.block_mask(layer, with_backward=needs_grad)
-                return blocksparse_attention(
-                    query_BHQD, key_BGKD, value_BGKD, blocks, scale=scale, softcap=softcap
-                )
+                return blocksparse_attention(query_BHQD, key_BGKD, value_BGKD, blocks, scale=scale, softcap=softcap)
             except _compile_errors() as error:
                 if self.kernel == "flex":
                     raise

@@ -83,9 +83,7 @@ def _judge_grid(head: HeadPolicy, table: SpanTable) -> Verdict:
     num_queries = table.queries.positions.lo.shape[-1]
     rows = max(1, _CHUNK // (batch * num_keys))
     keys = table.keys[:, None, :]
-    parts = [
-        judge(head, table.queries[:, start : start + rows, None], keys) for start in range(0, num_queries, rows)
-    ]
+    parts = [judge(head, table.queries[:, start : start + rows, None], keys) for start in range(0, num_queries, rows)]
     shape = (batch, num_queries, num_keys)
     may = torch.cat([part.may for part in parts], 1) if len(parts) > 1 else parts[0].may
     must = torch.cat([part.must for part in parts], 1) if len(parts) > 1 else parts[0].must
@@ -135,9 +133,7 @@ def _smaller(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     return (size[0] // split[0], size[1] // split[1]), (split[0], split[1])
 
 
-def _children(
-    head: HeadPolicy, table: SpanTable, spans_U3: Tensor, split: tuple[int, int]
-) -> tuple[Tensor, Verdict]:
+def _children(head: HeadPolicy, table: SpanTable, spans_U3: Tensor, split: tuple[int, int]) -> tuple[Tensor, Verdict]:
     """The spans of ``table`` inside each given larger span: their places [U, C, 3] and verdicts [U, C]."""
     batch, query, key = spans_U3.unbind(-1)
     device = spans_U3.device

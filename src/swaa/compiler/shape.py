@@ -29,7 +29,9 @@ class ModelShape:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise invalid(f"shape.{field.name}", accepted="an int >= 1", got=value, mend="Check the model's config.")
+                raise invalid(
+                    f"shape.{field.name}", accepted="an int >= 1", got=value, mend="Check the model's config."
+                )
         if self.num_heads % self.num_kv_heads:
             mend = f"Make num_heads ({self.num_heads}) a multiple of it."
             raise invalid("shape.num_kv_heads", accepted="a divisor of num_heads", got=self.num_kv_heads, mend=mend)

@@ -27,9 +27,7 @@ class Spans:
     real: Verdict  # may: some slot holds a token; must: every slot does
 
     @classmethod
-    def of(
-        cls, positions_BT: Tensor, documents_BT: Tensor | None, decodes_BT: Tensor | None, size: int
-    ) -> Spans:
+    def of(cls, positions_BT: Tensor, documents_BT: Tensor | None, decodes_BT: Tensor | None, size: int) -> Spans:
         """Summaries of spans of ``size`` slots; slots beyond the end count as empty."""
         real_BNs = _split(positions_BT >= 0, size, False)
         decodes = _range(decodes_BT if decodes_BT is not None else torch.zeros_like(positions_BT), real_BNs, size)
@@ -70,7 +68,8 @@ class SpanTable:
             return None if table is None else table.expand(batch, -1)
 
         queries, keys = rows(layout.query_positions_BQ), rows(layout.key_positions_BK)
-        assert queries is not None and keys is not None
+        assert queries is not None
+        assert keys is not None
         return cls(
             Spans.of(queries, rows(layout.query_documents_BQ), rows(layout.query_decodes_BQ), query_size),
             Spans.of(keys, rows(layout.key_documents_BK), None, key_size),
@@ -88,7 +87,8 @@ def judge(head: HeadPolicy, queries: Spans, keys: Spans) -> Verdict:
 
 def _split(table_BT: Tensor, size: int, fill: int | bool) -> Tensor:
     short = -table_BT.shape[-1] % size
-    return F.pad(table_BT, (0, short), value=fill).unflatten(-1, (-1, size))
+    split: Tensor = F.pad(table_BT, (0, short), value=fill).unflatten(-1, (-1, size))
+    return split
 
 
 def _range(table_BT: Tensor, real_BNs: Tensor, size: int) -> Interval:

@@ -115,14 +115,16 @@ def apply_policy(
 
 def _decoder(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers module that owns the text decoder, checked to run under policies."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = getattr(model, "get_base_model", lambda: model)()
     if not isinstance(base, PreTrainedModel):
         mend = "Load one with swaa.load or AutoModelForCausalLM.from_pretrained."
         raise invalid("model", accepted="a transformers model", got=type(model).__name__, mend=mend)
     config = base.config
     name = f"{type(base).__name__} (model type {config.model_type!r})"
     if config.is_encoder_decoder:
-        raise UserError(f"{name}: has an encoder and cross attention, and policies are causal. Use a decoder-only model.")
+        raise UserError(
+            f"{name}: has an encoder and cross attention, and policies are causal. Use a decoder-only model."
+        )
     decoder = base.get_decoder()
     if not isinstance(decoder, PreTrainedModel):  # some models name their output head so
         decoder = base.base_model
@@ -132,7 +134,9 @@ def _decoder(model: torch.nn.Module) -> PreTrainedModel:
             f"AttentionInterface, so no policy can reach it. Use a model that dispatches, such as Llama or Qwen."
         )
     if getattr(text_config(config), "is_causal", True) is False:
-        raise UserError(f"{name}: is configured for bidirectional attention, and policies are causal. Set is_causal=True.")
+        raise UserError(
+            f"{name}: is configured for bidirectional attention, and policies are causal. Set is_causal=True."
+        )
     return decoder
 
 

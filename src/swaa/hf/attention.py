@@ -48,12 +48,19 @@ def policy_attention(
         )
     for name, meaning in _UNSUPPORTED.items():
         if kwargs.get(name) is not None:
-            raise UserError(f"{owner}: the layer uses {meaning} ({name}), which swaa does not support. Use another model.")
-    if getattr(module, "is_cross_attention", False) or kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
+            raise UserError(
+                f"{owner}: the layer uses {meaning} ({name}), which swaa does not support. Use another model."
+            )
+    if (
+        getattr(module, "is_cross_attention", False)
+        or kwargs.get("is_causal", getattr(module, "is_causal", True)) is False
+    ):
         raise UserError(f"{owner}: the layer's attention is not causal, and policies are. Use a decoder-only model.")
     layer_index = getattr(module, "layer_idx", None)
     if layer_index is None:
-        raise UserError(f"{owner}: the layer does not know its own index (layer_idx), so no policy can be chosen for it.")
+        raise UserError(
+            f"{owner}: the layer does not know its own index (layer_idx), so no policy can be chosen for it."
+        )
     context = kwargs.get(CONTEXT_KEY)
     program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
     layer = attention_mask.policy.layer(layer_index, query_BHQD.shape[1])

@@ -114,11 +114,11 @@ def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, queries: int, gi
 
 
 def _checked_lengths(lengths: Any, batch: int) -> Tensor:
-    lengths = torch.as_tensor(lengths)
-    if lengths.is_floating_point() or lengths.dim() == 0 or len(lengths) != batch:
+    checked: Tensor = torch.as_tensor(lengths)
+    if checked.is_floating_point() or checked.dim() == 0 or len(checked) != batch:
         mend = "Give the number of prompt tokens, padding not counted, of each sample."
         raise invalid("prompt_lengths", accepted=f"an int tensor with {batch} rows", got=lengths, mend=mend)
-    return lengths
+    return checked
 
 
 def _packed_positions(position_ids: Tensor | None, attention_mask: Any) -> Tensor | None:

@@ -81,9 +81,7 @@ def load(
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
-            raise invalid(
-                "dtype", accepted="a floating-point dtype", got=dtype, mend="Use torch.bfloat16, say."
-            )
+            raise invalid("dtype", accepted="a floating-point dtype", got=dtype, mend="Use torch.bfloat16, say.")
         return dtype
     if dtype != "auto" and dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])

@@ -61,7 +61,7 @@ class MaskPlan(BlockMask):
         self._program: AttentionProgram | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int, int, int]:
         """(B, 1, Q, K)."""
         return (self.batch_size, 1, self.query_length, self.key_length)
 
@@ -78,7 +78,7 @@ class MaskPlan(BlockMask):
         """Itself."""
         return self
 
-    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> MaskPlan:  # type: ignore[override]
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> MaskPlan:
         """A plan whose program is built on ``device``; layers of a model split over devices call this."""
         if device is None or isinstance(device, torch.dtype) or torch.device(device) == self.device:
             return self
@@ -179,7 +179,9 @@ def plan_mask(
             attention_mask = None
         else:
             attention_mask = attention_mask[:, : offset + q_length]
-    chunk = local_size if local_size is not None and local_size == getattr(config, "attention_chunk_size", None) else None
+    chunk = (
+        local_size if local_size is not None and local_size == getattr(config, "attention_chunk_size", None) else None
+    )
     return MaskPlan(
         policy,
         batch_size=batch_size,
@@ -203,7 +205,7 @@ def _warning(mask_function: Callable[..., Any]) -> Callable[..., Any]:
     def warn_first(*args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("config")
         known = _warned.get(id(config))
-        if getattr(config, ATTRIBUTE, None) and (known is None or known() is not config):
+        if config is not None and getattr(config, ATTRIBUTE, None) and (known is None or known() is not config):
             _warned[id(config)] = weakref.ref(config)
             log.warning(
                 "this checkpoint was saved with an attention policy, which is OFF: attention runs on %r. "
@@ -222,5 +224,3 @@ def register_masks() -> None:
     for name in list(registry.keys()):
         if name != IMPLEMENTATION and not hasattr(registry[name], "__wrapped__"):
             AttentionMaskInterface.register(name, _warning(registry[name]))
-
-

@@ -52,5 +52,3 @@ def native_predicate(window: int | None, chunk: int | None) -> Predicate | None:
     if chunk is not None:
         return NativeChunk(chunk)
     return None if window is None else SlidingWindow(window)
-
-

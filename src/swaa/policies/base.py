@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, Self
 
-from swaa.errors import UserError, invalid
-from swaa.policies.boolean import EVERYWHERE, Formula, literal
+from swaa.errors import invalid
+from swaa.policies.boolean import Formula, literal
 from swaa.policies.piecewise import FULL, PHASES, NormalForm, Phase, pointwise, scoped, uniform
-from swaa.policies.selector import EVERYTHING, select
+from swaa.policies.selector import select
 
 
 class Index(Protocol):
@@ -155,7 +155,9 @@ class Predicate(AttentionPolicy):
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
             owner = type(self).__name__
             accepted = f"an int >= {at_least} ({unit})"
-            raise invalid(f"{owner}.{name}", accepted=accepted, got=value, mend=f"Write for example {owner}({at_least}).")
+            raise invalid(
+                f"{owner}.{name}", accepted=accepted, got=value, mend=f"Write for example {owner}({at_least})."
+            )
 
     def __repr__(self) -> str:
         values = ", ".join(repr(value) for value in self.parameters().values())

@@ -77,9 +77,7 @@ def _assignments(count: int) -> Iterator[Assignment]:
 @lru_cache(maxsize=65536)
 def _canonical_table(atoms: tuple[Predicate, ...], on: frozenset[Assignment]) -> Formula:
     """The canonical formula over sorted ``atoms`` that holds at the consistent assignments ``on``, and only there."""
-    implied = [
-        (a, b) for a in range(len(atoms)) for b in range(len(atoms)) if a != b and atoms[a].implies(atoms[b])
-    ]
+    implied = [(a, b) for a in range(len(atoms)) for b in range(len(atoms)) if a != b and atoms[a].implies(atoms[b])]
     possible = {row for row in _assignments(len(atoms)) if not any(row[a] and not row[b] for a, b in implied)}
     on = on & possible
     for position in range(len(atoms)):
@@ -125,9 +123,7 @@ def _primes(on: frozenset[Assignment], off: set[Assignment], count: int) -> list
     while frontier:
         wider: set[_Cube] = set()
         for cube in frontier:
-            grown = {
-                (*cube[:i], None, *cube[i + 1 :]) for i in range(count) if cube[i] is not None
-            }
+            grown = {(*cube[:i], None, *cube[i + 1 :]) for i in range(count) if cube[i] is not None}
             grown = {candidate for candidate in grown if is_implicant(candidate)}
             if not grown:
                 primes.add(cube)

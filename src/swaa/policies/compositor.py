@@ -25,9 +25,7 @@ class Rule:
         return self.layers == EVERYTHING and self.phase is None and self.heads == EVERYTHING
 
 
-def rule(
-    policy: AttentionPolicy, *, layers: object = None, phase: str | None = None, heads: object = None
-) -> Rule:
+def rule(policy: AttentionPolicy, *, layers: object = None, phase: str | None = None, heads: object = None) -> Rule:
     """A rule for :func:`stack`: ``policy`` on these layers, in this phase, on these heads; all of them by default."""
     if not isinstance(policy, AttentionPolicy):
         raise invalid("rule.policy", accepted="an attention policy", got=policy, mend="Write the policy first.")

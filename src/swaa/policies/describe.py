@@ -135,10 +135,10 @@ def _python(node: Node) -> str:
             method = "in_phase" if keyword == "phase" else f"on_{keyword}"
             rest = "" if otherwise is None else f", otherwise={_python(otherwise)}"
             return f"{text}.{method}({where!r}{rest})"
-        case Stack(keyword, rules):
+        case Stack(keyword):
             lines = [
                 f"rule({_python(policy)})" if where is None else f"rule({_python(policy)}, {keyword}={where!r})"
-                for where, policy in rules
+                for where, policy in node.rules
             ]
             return f"stack({', '.join(lines)})"
 

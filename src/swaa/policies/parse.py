@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -96,9 +97,7 @@ def _policy_class(name: str) -> Callable[..., Any]:
     return get_policy(name)
 
 
-def _call(
-    name: str, function: Callable[..., Any], args: list[ast.expr], keywords: list[ast.keyword], text: str
-) -> Any:
+def _call(name: str, function: Callable[..., Any], args: list[ast.expr], keywords: list[ast.keyword], text: str) -> Any:
     values = [_evaluate(arg, text) for arg in args]
     named = {word.arg: _evaluate(word.value, text) for word in keywords if word.arg is not None}
     try:
@@ -141,7 +140,7 @@ def _parse_mapping(spec: Mapping[str, Any]) -> AttentionPolicy:
 
 def _parse_leaf(name: str, parameters: dict[str, Any]) -> AttentionPolicy:
     policy_class = get_policy(name)
-    accepted = policy_class.__dataclass_fields__
+    accepted = [field.name for field in dataclasses.fields(policy_class)]  # type: ignore[arg-type]
     for key in parameters:
         if key not in accepted:
             raise unknown(f"key of policy {name}", key, accepted)

@@ -7,7 +7,6 @@ registers some when imported.
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from swaa.errors import UserError, invalid, unknown
@@ -29,8 +28,8 @@ def register_policy(policy_class: P) -> P:
         UserError: the class is no frozen dataclass, or another class has the name.
     """
     name = policy_class.__name__
-    frozen = is_dataclass(policy_class) and policy_class.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    if not frozen:
+    options = vars(policy_class).get("__dataclass_params__")
+    if options is None or not options.frozen:
         mend = "Put @dataclass(frozen=True, repr=False) under @register_policy."
         raise invalid(f"policy {name}", accepted="a frozen dataclass", got=policy_class, mend=mend)
     present = _policies.get(name)
@@ -76,8 +75,7 @@ def load_entry_points() -> None:
         except (ImportError, AttributeError) as error:
             package = entry.dist.name if entry.dist else "an installed package"
             raise UserError(
-                f"entry point {entry.name!r} of {package} cannot be loaded: {error}. "
-                f"Mend or uninstall the package."
+                f"entry point {entry.name!r} of {package} cannot be loaded: {error}. Mend or uninstall the package."
             ) from error
         _loaded_entry_points.add(entry.value)
         if isinstance(loaded, type):

@@ -43,9 +43,7 @@ class _Naturals:
         head = [bool(member(i)) for i in range(prefix)]
         cycle = [bool(member(i)) for i in range(prefix, prefix + period)]
         shortest = next(
-            size
-            for size in range(1, period + 1)
-            if period % size == 0 and cycle == cycle[:size] * (period // size)
+            size for size in range(1, period + 1) if period % size == 0 and cycle == cycle[:size] * (period // size)
         )
         cycle = cycle[:shortest]
         while head and head[-1] == cycle[-1]:  # the last prefix bit already follows the period: roll back by one
@@ -74,9 +72,7 @@ class IndexSet:
     tail: tuple[_Naturals, ...] = ()
 
     @classmethod
-    def sampled(
-        cls, member: Callable[[int, int], bool], *, prefix: int, period: int, tail: int
-    ) -> IndexSet:
+    def sampled(cls, member: Callable[[int, int], bool], *, prefix: int, period: int, tail: int) -> IndexSet:
         """From ``member(i, j)``: is the index ``i``, the ``j``-th from the end, chosen? (``j >= 1``.)"""
 
         def row(j: int) -> _Naturals:
@@ -166,7 +162,7 @@ class IndexSet:
 def _items(naturals: _Naturals) -> list[int | str]:
     """Ints and slices whose union is the set."""
     offset, step = len(naturals.prefix), len(naturals.period)
-    left = [bit for bit in naturals.prefix]
+    left = list(naturals.prefix)
     slices: list[int | str] = []
     for residue, chosen in enumerate(naturals.period):
         if chosen:
@@ -259,9 +255,13 @@ def _from_slice(part: slice, field: str) -> IndexSet:
     start, stop, step = part.start, part.stop, 1 if part.step is None else part.step
     for value in (start, stop, step):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or abs(value) > _LARGEST):
-            raise invalid(field, accepted=f"a slice of ints up to {_LARGEST}", got=part, mend="Write 'start:stop:step'.")
+            raise invalid(
+                field, accepted=f"a slice of ints up to {_LARGEST}", got=part, mend="Write 'start:stop:step'."
+            )
     if step < 1:
-        raise invalid(field, accepted="a slice with a step >= 1", got=part, mend="Order does not matter: count upwards.")
+        raise invalid(
+            field, accepted="a slice with a step >= 1", got=part, mend="Order does not matter: count upwards."
+        )
     bounds = [value for value in (start, stop) if value is not None]
     return IndexSet.sampled(
         lambda i, j: i in range(i + j)[part],
@@ -273,7 +273,7 @@ def _from_slice(part: slice, field: str) -> IndexSet:
 
 def _from_text(text: str, field: str) -> IndexSet:
     if "," in text:
-        return select([part for part in text.split(",")], field=field)
+        return select(list(text.split(",")), field=field)
     chosen = EVERYTHING
     for part in text.split("&"):
         try:

@@ -1,0 +1,178 @@
+"""The counted reading: what a policy costs and keeps, exactly, without running a model.
+
+Pairs are query-key pairs that attention computes with; one pair of one head costs ``4 * head_dim`` floating-point
+operations (a product with the key, a product with the value: Kaplan et al., arXiv 2001.08361).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from swaa.compiler.dense import dense_mask
+from swaa.compiler.interval import UnknownOperation
+from swaa.compiler.layout import TokenLayout
+from swaa.compiler.refine import count_visible
+from swaa.compiler.retention import live_keys
+from swaa.compiler.shape import ModelShape
+from swaa.errors import invalid
+from swaa.policies import AttentionPolicy, BoundPolicy, HeadPolicy, LayerPolicy, bind
+
+log = logging.getLogger(__name__)
+
+_ROWS = 256  # queries counted at a time where a predicate has to be counted densely
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Counts of one layer, summed over its heads.
+
+    Attributes:
+        prefill_pairs: visible query-key pairs of the prompt.
+        decode_pairs: those of the generated tokens.
+        kept_keys: cached key vectors that some generated token may still see when decoding begins, over all KV heads.
+    """
+
+    prefill_pairs: int
+    decode_pairs: int
+    kept_keys: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a policy costs on a model, next to full attention. Sizes in tokens and bytes."""
+
+    shape: ModelShape
+    prompt_length: int
+    new_tokens: int
+    layers: tuple[LayerCost, ...]
+    full: LayerCost
+
+    @property
+    def visible_pair_share(self) -> float:
+        """Visible pairs as a fraction of full attention's, over all layers, heads and both phases."""
+        ours = sum(layer.prefill_pairs + layer.decode_pairs for layer in self.layers)
+        return ours / (len(self.layers) * (self.full.prefill_pairs + self.full.decode_pairs))
+
+    @property
+    def kv_share(self) -> float:
+        """Key-value bytes that must be kept after the prompt, as a fraction of full attention's."""
+        return sum(layer.kept_keys for layer in self.layers) / (len(self.layers) * self.full.kept_keys)
+
+    @property
+    def prefill_flops(self) -> int:
+        """Attention operations of the prompt (projections and MLP not counted)."""
+        return self._flops(sum(layer.prefill_pairs for layer in self.layers))
+
+    @property
+    def decode_flops(self) -> int:
+        """Attention operations of all generated tokens."""
+        return self._flops(sum(layer.decode_pairs for layer in self.layers))
+
+    @property
+    def full_prefill_flops(self) -> int:
+        """Attention operations of the prompt under full attention."""
+        return self._flops(len(self.layers) * self.full.prefill_pairs)
+
+    @property
+    def full_decode_flops(self) -> int:
+        """Attention operations of all generated tokens under full attention."""
+        return self._flops(len(self.layers) * self.full.decode_pairs)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that must be kept when decoding begins."""
+        return self._bytes(sum(layer.kept_keys for layer in self.layers))
+
+    @property
+    def full_kv_bytes(self) -> int:
+        """The same under full attention."""
+        return self._bytes(len(self.layers) * self.full.kept_keys)
+
+    def _flops(self, pairs: int) -> int:
+        return 4 * self.shape.head_dim * pairs
+
+    def _bytes(self, keys: int) -> int:
+        return 2 * keys * self.shape.head_dim * self.shape.bytes_per_value
+
+
+def estimate_cost(policy: AttentionPolicy, shape: ModelShape, prompt_length: int, new_tokens: int = 0) -> Cost:
+    """Count what a policy costs for one sample of ``prompt_length`` tokens that generates ``new_tokens``.
+
+    Raises:
+        UserError: a length is no int (``prompt_length`` >= 1, ``new_tokens`` >= 0), or the policy names a layer or
+            head that the model lacks.
+    """
+    for name, value, least in (("prompt_length", prompt_length, 1), ("new_tokens", new_tokens, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise invalid(name, accepted=f"an int >= {least} (tokens)", got=value, mend="Count tokens.")
+    bound = bind(policy, shape.num_layers, shape.num_heads)
+    layers = tuple(_layer_cost(layer, shape.num_kv_heads, prompt_length, new_tokens) for layer in bound.layers)
+    prefill = shape.num_heads * prompt_length * (prompt_length + 1) // 2
+    decode = shape.num_heads * sum(prompt_length + i + 1 for i in range(new_tokens))
+    return Cost(
+        shape, prompt_length, new_tokens, layers, LayerCost(prefill, decode, shape.num_kv_heads * prompt_length)
+    )
+
+
+def receptive_field(bound: BoundPolicy, prompt_length: int) -> int:
+    """How many of the prompt's tokens can reach the last one's final state, through all layers.
+
+    Layer by layer from the top, the set of positions that matter grows by the keys that they see; each position also
+    keeps itself, through the residual stream.
+    """
+    reached = torch.zeros(prompt_length, dtype=torch.bool)
+    reached[-1] = True
+    for layer in reversed(bound.layers):
+        if bool(reached.all()):
+            break
+        seen = reached.clone()
+        for rows in reached.nonzero()[:, 0].split(_ROWS):
+            seen |= _visible_keys(layer, rows, prompt_length)
+        reached = seen
+    return int(reached.sum())
+
+
+def _visible_keys(layer: LayerPolicy, rows: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """Which keys some query among ``rows``, a sorted run of prompt positions, may see with some head. Bool [K]."""
+    layout = TokenLayout(
+        rows.unsqueeze(0),
+        torch.arange(prompt_length).unsqueeze(0),
+        torch.zeros(1, len(rows), dtype=torch.bool),
+    )
+    return dense_mask(layer, layout)[0].flatten(0, 1).any(0)
+
+
+@lru_cache(maxsize=512)
+def _layer_cost(layer: LayerPolicy, num_kv_heads: int, prompt_length: int, new_tokens: int) -> LayerCost:
+    prefill = decode = 0
+    prompt = TokenLayout.contiguous(prompt_length, prompt_lengths=prompt_length)
+    answer = TokenLayout.contiguous(new_tokens, offset=prompt_length, prompt_lengths=prompt_length)
+    for heads, head in layer.groups:
+        prefill += len(heads) * _count(head, prompt)
+        if new_tokens:
+            decode += len(heads) * _count(head, answer)
+    live_1HK = live_keys(
+        layer,
+        torch.arange(prompt_length).unsqueeze(0),
+        torch.tensor([prompt_length]),
+        num_kv_heads=num_kv_heads,
+    )
+    kept = int(live_1HK.sum()) * (num_kv_heads // live_1HK.shape[1])
+    return LayerCost(prefill, decode, kept)
+
+
+def _count(head: HeadPolicy, layout: TokenLayout) -> int:
+    try:
+        return int(count_visible(head, layout).sum())
+    except UnknownOperation as reason:
+        log.warning("%s: %s; its pairs are counted densely", head, reason)
+        layer = LayerPolicy((((0,), head),), 1)
+        counts = [
+            int(dense_mask(layer, layout.queries(start, start + _ROWS)).sum())
+            for start in range(0, layout.query_length, _ROWS)
+        ]
+        return sum(counts)
