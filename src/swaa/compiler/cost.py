@@ -23,7 +23,7 @@ from swaa.policies import AttentionPolicy, BoundPolicy, HeadPolicy, LayerPolicy,
 
 log = logging.getLogger(__name__)
 
-_ROWS = 256  # queries counted at a time where a predicate has to be counted densely
+_CELLS = 1 << 21  # query-key pairs of a dense mask at a time, where one is needed
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,14 @@ def receptive_field(bound: BoundPolicy, prompt_length: int) -> int:
     """
     reached = torch.zeros(prompt_length, dtype=torch.bool)
     reached[-1] = True
+    followed = {layer: torch.zeros_like(reached) for layer in bound.distinct}
     for layer in reversed(bound.layers):
         if bool(reached.all()):
             break
+        new = reached & ~followed[layer]  # what an equal layer above has followed is in the set already
+        followed[layer] |= new
         seen = reached.clone()
-        for rows in reached.nonzero()[:, 0].split(_ROWS):
+        for rows in new.nonzero()[:, 0].split(max(1, _CELLS // prompt_length)):
             seen |= _visible_keys(layer, rows, prompt_length)
         reached = seen
     return int(reached.sum())
@@ -171,8 +174,9 @@ def _count(head: HeadPolicy, layout: TokenLayout) -> int:
     except UnknownOperation as reason:
         log.warning("%s: %s; its pairs are counted densely", head, reason)
         layer = LayerPolicy((((0,), head),), 1)
+        rows = max(1, _CELLS // layout.key_length)
         counts = [
-            int(dense_mask(layer, layout.queries(start, start + _ROWS)).sum())
-            for start in range(0, layout.query_length, _ROWS)
+            int(dense_mask(layer, layout.queries(start, start + rows)).sum())
+            for start in range(0, layout.query_length, rows)
         ]
         return sum(counts)

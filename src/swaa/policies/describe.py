@@ -78,8 +78,8 @@ def _split(split: Split[V], keyword: str, describe: Callable[[V], Node]) -> Node
     if len(cells) == 1:
         return cells[0][1]
     if len(cells) > 2:
-        rules = tuple((_selector(where), node) for where, node in cells)
-        return Stack(keyword, (*rules[:-1], (None, rules[-1][1])))
+        *conditional, (_, default) = cells
+        return Stack(keyword, (*((_selector(where), node) for where, node in conditional), (None, default)))
     (first, inside), (second, outside) = cells
     if inside == _FULL:
         return Scope(outside, keyword, _selector(second))
