@@ -7,7 +7,7 @@ from swaa.policies.describe import policy_to_dict
 from swaa.policies.full_attention import FullAttention
 from swaa.policies.parse import parse_policy
 from swaa.policies.piecewise import PHASES, Phase
-from swaa.policies.registry import get_policy, policy_names, register_policy
+from swaa.policies.registry import get_policy, load_plugin, policy_names, register_policy
 from swaa.policies.selector import every, select
 from swaa.policies.sink_tokens import SinkTokens
 from swaa.policies.sliding_window import SlidingWindow
@@ -27,6 +27,7 @@ __all__ = [
     "bind",
     "every",
     "get_policy",
+    "load_plugin",
     "parse_policy",
     "policy_names",
     "policy_to_dict",

@@ -6,7 +6,12 @@ registers some when imported.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import importlib.util
+import sys
+import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from swaa.errors import UserError, invalid, unknown
@@ -80,6 +85,43 @@ def load_entry_points() -> None:
         _loaded_entry_points.add(entry.value)
         if isinstance(loaded, type):
             register_policy(loaded)
+
+
+def load_plugin(source: str) -> None:
+    """Import a user's own file (``my_policy.py``) or module (``my_package.policies``); its policies register.
+
+    The code is executed, as any Python that one runs.
+
+    Raises:
+        UserError: the file or module is not there, or importing it fails; the cause is told.
+    """
+    try:
+        if source.endswith(".py"):
+            path = Path(source).expanduser().resolve()
+            if not path.is_file():
+                raise UserError(f"plugin {source!r}: there is no such file. Check the path.")
+            _import_file(path)
+        else:
+            importlib.import_module(source)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code raises is the user's to mend
+        raise UserError(f"plugin {source!r}: importing it fails with {type(error).__name__}: {error}.") from error
+
+
+def _import_file(path: Path) -> None:
+    name = f"swaa_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is being imported
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def _is_same(one: type, other: type) -> bool:

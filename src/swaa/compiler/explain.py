@@ -1,0 +1,71 @@
+"""What a policy comes to on a model: effective policy, cost and kernel of every layer, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swaa.compiler.cost import estimate_cost, receptive_field
+from swaa.compiler.plan import Job, choose_kernel
+from swaa.compiler.shape import ModelShape
+from swaa.policies import AttentionPolicy, bind
+
+
+def explain(
+    policy: AttentionPolicy,
+    shape: ModelShape,
+    prompt_length: int,
+    new_tokens: int = 64,
+    *,
+    device_type: str = "cpu",
+    kernel: str = "auto",
+) -> dict[str, Any]:
+    """Everything that can be said of a policy on a model of this shape without running it.
+
+    Returns:
+        JSON-able data: ``policy`` (Python), ``layers`` (one entry per distinct effective policy, with its layer
+        indices, the policy of each phase, shares of full attention's pairs and KV, and the kernel of each phase),
+        ``totals`` (pairs, FLOPs, bytes, receptive field), and the sizes asked about.
+
+    Raises:
+        UserError: as :func:`swaa.compiler.estimate_cost`.
+    """
+    cost = estimate_cost(policy, shape, prompt_length, new_tokens)
+    bound = bind(policy, shape.num_layers, shape.num_heads)
+    prefill_job = Job(prompt_length, prompt_length, device_type)
+    decode_job = Job(1, prompt_length + 1, device_type, is_square=False)
+    layers = []
+    for layer, indices in bound.distinct.items():
+        counts = cost.layers[indices[0]]
+        layers.append(
+            {
+                "layers": list(indices),
+                "prefill": layer.describe("prefill"),
+                "decode": layer.describe("decode"),
+                "prefill_pair_share": counts.prefill_pairs / cost.full.prefill_pairs,
+                "decode_pair_share": counts.decode_pairs / cost.full.decode_pairs if new_tokens else None,
+                "kv_share": counts.kept_keys / cost.full.kept_keys,
+                "prefill_kernel": str(choose_kernel(layer, prefill_job, kernel)),
+                "decode_kernel": str(choose_kernel(layer, decode_job, kernel)),
+            }
+        )
+    return {
+        "policy": repr(policy),
+        "num_layers": shape.num_layers,
+        "num_heads": shape.num_heads,
+        "num_kv_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "layers": layers,
+        "totals": {
+            "visible_pair_share": cost.visible_pair_share,
+            "kv_share": cost.kv_share,
+            "prefill_flops": cost.prefill_flops,
+            "full_prefill_flops": cost.full_prefill_flops,
+            "decode_flops": cost.decode_flops,
+            "full_decode_flops": cost.full_decode_flops,
+            "kv_bytes": cost.kv_bytes,
+            "full_kv_bytes": cost.full_kv_bytes,
+            "receptive_field": receptive_field(bound, prompt_length),
+        },
+    }

@@ -1,0 +1,81 @@
+"""What ``swaa explain`` prints: plain data from the compiler -> tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+
+def explanation_table(data: Mapping[str, Any]) -> Group:
+    """The explanation of a policy (see :func:`swaa.compiler.explain.explain`) as rich tables."""
+    sizes = (
+        f"{data['num_layers']} layers, {data['num_heads']} heads ({data['num_kv_heads']} KV) of {data['head_dim']}; "
+        f"prompt {data['prompt_length']:,} tokens, {data['new_tokens']:,} generated"
+    )
+    return Group(Text(data["policy"], style="bold"), Text(sizes), _layers(data), _totals(data))
+
+
+def _layers(data: Mapping[str, Any]) -> Table:
+    table = Table(title="effective policy", title_justify="left")
+    table.add_column("layers")
+    table.add_column("prefill", ratio=2)
+    table.add_column("decode", ratio=2)
+    for heading in ("pairs, prefill", "pairs, decode", "KV kept"):
+        table.add_column(heading, justify="right")
+    table.add_column("kernel, prefill / decode", ratio=1)
+    for layer in data["layers"]:
+        table.add_row(
+            index_runs(layer["layers"]),
+            layer["prefill"],
+            "the same" if layer["decode"] == layer["prefill"] else layer["decode"],
+            _percent(layer["prefill_pair_share"]),
+            _percent(layer["decode_pair_share"]),
+            _percent(layer["kv_share"]),
+            f"{layer['prefill_kernel']} / {layer['decode_kernel']}",
+        )
+    return table
+
+
+def _totals(data: Mapping[str, Any]) -> Table:
+    totals = data["totals"]
+    table = Table(title="all layers", title_justify="left")
+    table.add_column("")
+    for heading in ("policy", "full attention", "share"):
+        table.add_column(heading, justify="right")
+    for name, key, scale in (
+        ("attention GFLOPs, prefill", "prefill_flops", 1e9),
+        ("attention GFLOPs, decode", "decode_flops", 1e9),
+        ("KV kept after the prompt, MB", "kv_bytes", 1e6),
+    ):
+        ours, full = totals[key], totals[f"full_{key}"]
+        table.add_row(name, f"{ours / scale:,.3f}", f"{full / scale:,.3f}", _percent(ours / full if full else None))
+    table.add_row("visible pairs", "", "", _percent(totals["visible_pair_share"]))
+    field, prompt = totals["receptive_field"], data["prompt_length"]
+    table.add_row("receptive field, tokens", f"{field:,}", f"{prompt:,}", _percent(field / prompt))
+    return table
+
+
+def index_runs(indices: Sequence[int]) -> str:
+    """``0-3,5,8-20:2`` for a sorted list of indices: runs, steps and single ones."""
+    parts: list[str] = []
+    start = 0
+    while start < len(indices):
+        stop = start + 1
+        step = indices[stop] - indices[start] if stop < len(indices) else 1
+        while stop < len(indices) and indices[stop] - indices[stop - 1] == step:
+            stop += 1
+        if stop - start >= 3:
+            parts.append(f"{indices[start]}-{indices[stop - 1]}" + (f":{step}" if step > 1 else ""))
+            start = stop
+        else:
+            parts.append(str(indices[start]))
+            start += 1
+    return ",".join(parts)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.3g}%"
