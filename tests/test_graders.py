@@ -115,9 +115,7 @@ class TestGraders:
 class TestMistakes:
     @pytest.mark.parametrize("references", [[], [""], ["7", "  "], "7"])
     def test_references(self, references: list[str]) -> None:
-        with pytest.raises(
-            UserError, match="references: expected a list of non-blank strings, got .* An empty refer"
-        ):
+        with pytest.raises(UserError, match="references: expected a list of non-blank strings, got .* An empty refer"):
             grade("recall", "7", references)
 
     def test_unknown_grader(self) -> None:

@@ -25,6 +25,7 @@ from swaa.tasks import (
     task_from_dict,
     task_names,
 )
+from swaa.tasks.draws import Draws
 from swaa.tasks.haystack import open_haystack, split_sentences
 from swaa.tasks.needle import NeedleTask
 from swaa.tasks.words import ADJECTIVES, NOUNS, PLACES, SUBJECTS, VALUE_WORDS, VERBS
@@ -52,9 +53,7 @@ def pairs(prompt: str, prefix: str) -> int:
 tokenizers = pytest.mark.parametrize("count", [words, thirds], ids=lambda count: count.__name__)
 
 
-def make(
-    task: Task, length: int = 400, number: int = 1, seed: int = 0, count: Callable = words
-) -> list[Example]:
+def make(task: Task, length: int = 400, number: int = 1, seed: int = 0, count: Callable = words) -> list[Example]:
     return list(task.examples(length=length, num_examples=number, seed=seed, count_tokens=count))
 
 
@@ -108,14 +107,10 @@ class TestDepth:
     @pytest.mark.parametrize("haystack", ["noise", "topics"])
     @pytest.mark.parametrize("depth", [0, 0.1, 0.25, 0.5, 0.9, 1])
     @by_name
-    def test_is_within_a_sentence_of_the_asked_one(
-        self, task: NeedleTask, depth: float, haystack: str
-    ) -> None:
+    def test_is_within_a_sentence_of_the_asked_one(self, task: NeedleTask, depth: float, haystack: str) -> None:
         for example in make(replace(task, depth=depth, haystack=haystack), 1500, number=4):
             size = len(example.prompt)
-            for reached, (start, end) in zip(
-                example.metadata["depths"], example.metadata["spans"], strict=True
-            ):
+            for reached, (start, end) in zip(example.metadata["depths"], example.metadata["spans"], strict=True):
                 assert abs(reached - depth) * size <= 170
                 needles = (task.num_needles + 1) * (end - start + 1)
                 assert depth * (size - 2 * needles) - 350 <= start <= depth * size + needles
@@ -149,9 +144,7 @@ class TestNeedles:
     )
 
     @pytest.mark.parametrize("value_type", ["numbers", "words"])
-    @pytest.mark.parametrize(
-        ("task", "hidden", "asked"), COUNTS, ids=lambda value: getattr(value, "name", "")
-    )
+    @pytest.mark.parametrize(("task", "hidden", "asked"), COUNTS, ids=lambda value: getattr(value, "name", ""))
     def test_numbers_of_them(self, task: NeedleTask, hidden: int, asked: int, value_type: str) -> None:
         for example in make(replace(task, value_type=value_type), 500, number=8):
             facts = re.findall(r"The (?:number|word) for the (\w+ \w+) is (\w+)\.", example.prompt)
@@ -174,9 +167,7 @@ class TestNeedles:
             assert example.answer_prefix + example.answer + "." == " ".join(sentences)
             assert example.answer.startswith(f" {example.metadata['keys'][0]} is")
             assert example.answer.endswith(example.references[-1])
-            for sentence, key, value in zip(
-                sentences, example.metadata["keys"], example.references, strict=True
-            ):
+            for sentence, key, value in zip(sentences, example.metadata["keys"], example.references, strict=True):
                 assert sentence == f"The number for the {key} is {value}."
             for start, end in example.metadata["distractor_spans"]:
                 assert re.fullmatch(r"The number for the \w+ \w+ is \d{7}\.", example.prompt[start:end])
@@ -191,10 +182,14 @@ class TestNeedles:
         file.write_text(f"These stand here: {', '.join(VALUE_WORDS[5:])}. " * 3)
         task = NeedleMultikey(haystack="file", haystack_file=str(file), value_type="words")
         assert all(set(example.references) <= set(kept) for example in make(task, 600, number=10))
-        with pytest.raises(
-            UserError, match="expected at most 5 words that 'file' does not hold itself, got 6. Use"
-        ):
+        with pytest.raises(UserError, match="expected at most 5 words that 'file' does not hold itself, got 6. Use"):
             make(replace(task, num_keys=6), 600)
+
+    def test_a_number_drawn_twice_is_used_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        below = Draws.below
+        monkeypatch.setattr(Draws, "below", lambda draws, bound: below(draws, min(bound, 4)))
+        for example in make(NeedleMultivalue(num_values=4), number=3):
+            assert len(set(example.references)) == 4
 
     def test_lists_of_words_do_not_overlap(self) -> None:
         noise = " ".join(SUBJECTS + VERBS + PLACES).casefold()
@@ -202,9 +197,7 @@ class TestNeedles:
         assert len(set(lists)) == len(lists)
         assert len(ADJECTIVES) == len(NOUNS)
         assert not [word for word in VALUE_WORDS + NOUNS if word in noise]
-        assert not [
-            (value, word) for value in VALUE_WORDS for word in lists if value in word and value != word
-        ]
+        assert not [(value, word) for value in VALUE_WORDS for word in lists if value in word and value != word]
 
 
 class TestDeterminism:
@@ -213,9 +206,7 @@ class TestDeterminism:
     def test_the_bytes_are_golden(self) -> None:
         """Equal on every platform and Python version; only a change of wording may change it."""
         varied = [*TASKS, NeedleMultikey(value_type="words", num_keys=8), NeedleMultiquery(depth=0.3)]
-        examples = [
-            asdict(example) for task in varied for example in make(task, 500, number=3, seed=7, count=thirds)
-        ]
+        examples = [asdict(example) for task in varied for example in make(task, 500, number=3, seed=7, count=thirds)]
         digest = hashlib.sha256(json.dumps(examples, sort_keys=True).encode()).hexdigest()
         assert digest == self.GOLDEN
 
@@ -228,9 +219,7 @@ class TestDeterminism:
         variants = [make(task, number=3), make(task, number=3, seed=1), make(task, 401, number=3)]
         variants.append(make(replace(task, value_type="words"), number=3))
         examples = [example for variant in variants for example in variant]
-        assert (
-            len({example.id for example in examples}) == len({example.prompt for example in examples}) == 12
-        )
+        assert len({example.id for example in examples}) == len({example.prompt for example in examples}) == 12
 
     def test_examples_are_made_one_at_a_time(self) -> None:
         made = NeedleSingle().examples(length=200, num_examples=10**9, seed=0, count_tokens=words)

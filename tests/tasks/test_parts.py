@@ -32,6 +32,11 @@ class TestDraws:
         assert len(firsts) == 6
         assert all(850 < count < 1150 for count in firsts.values())
 
+    def test_a_bound_that_does_not_divide_the_word_is_unbiased(self) -> None:
+        draws, bound = Draws(2), 3 << 62  # without rejection the lowest third would come twice as often
+        low = sum(draws.below(bound) < 1 << 62 for _ in range(3000))
+        assert 850 < low < 1150
+
     def test_fractions_are_below_one(self) -> None:
         draws = Draws(1)
         fractions = [draws.fraction() for _ in range(1000)]
@@ -70,9 +75,7 @@ class TestPlace:
     HAY = ("aaaa.", "bbbb bb.", "cc.", "dddd d ddd.")
 
     def test_by_hand(self) -> None:
-        context = place(
-            [Needle("X!", 1.0), Needle("Y!", 0.3), Needle("Z!", 0.3)], self.HAY, Padding(3, 2, ("so",))
-        )
+        context = place([Needle("X!", 1.0), Needle("Y!", 0.3), Needle("Z!", 0.3)], self.HAY, Padding(3, 2, ("so",)))
         assert context.text == "aaaa. Y! Z! bbbb bb. cc. dddd d so X!"
         assert [context.text[start:end] for start, end in context.spans] == ["X!", "Y!", "Z!"]
         assert context.depths == (1.0, 5 / 25, 5 / 25)

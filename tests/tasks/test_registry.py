@@ -36,9 +36,7 @@ class Echo(Task):
     grader: ClassVar[str] = "exact"
     word: str = "hello"
 
-    def examples(
-        self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens
-    ) -> Iterator[Example]:
+    def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
         for index in range(num_examples):
             yield Example(f"echo-{index}", f"Say {self.word}.", "", self.word, (self.word,))
 
@@ -55,9 +53,7 @@ def test_two_tasks_cannot_share_a_name() -> None:
     class Other(NeedleSingle):
         pass
 
-    with pytest.raises(
-        UserError, match=r"task name 'needle_single' is taken by .*NeedleSingle; .*Other cannot"
-    ):
+    with pytest.raises(UserError, match=r"task name 'needle_single' is taken by .*NeedleSingle; .*Other cannot"):
         register_task(Other)
     assert register_task(NeedleSingle) is NeedleSingle  # again is no harm
 
@@ -71,9 +67,7 @@ def test_a_task_is_a_frozen_dataclass_with_a_name() -> None:
         name: ClassVar[str] = ""
 
     for wrong in (Bare, Nameless):
-        with pytest.raises(
-            UserError, match=r"task: expected a frozen dataclass with a name, got '.*'\. Set `name"
-        ):
+        with pytest.raises(UserError, match=r"task: expected a frozen dataclass with a name, got '.*'\. Set `name"):
             register_task(wrong)
 
 
