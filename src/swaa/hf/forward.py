@@ -102,7 +102,8 @@ def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, queries: int, gi
             what = (
                 "this cache was filled before the policy was applied"
                 if known is None
-                else f"{queries} tokens were added at once to a cache whose prompt had ended (chunked prefill, assisted decoding or another turn)"
+                else f"{queries} tokens were added at once to a cache whose prompt had ended "
+                "(chunked prefill, assisted decoding or another turn)"
             )
             raise UserError(
                 f"{policy.policy}: the policy depends on where the prompt ends, and {what}. "

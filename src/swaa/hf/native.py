@@ -48,7 +48,7 @@ def restrict(layer: LayerPolicy, native: Predicate | None) -> LayerPolicy:
 
 
 def native_predicate(window: int | None, chunk: int | None) -> Predicate | None:
-    """The predicate of a native window or chunk size, in tokens."""
-    if chunk is not None:
+    """The predicate of a native window or chunk size, in tokens; None or 0 (so Qwen2-MoE's config) stand for none."""
+    if chunk:
         return NativeChunk(chunk)
-    return None if window is None else SlidingWindow(window)
+    return SlidingWindow(window) if window else None
