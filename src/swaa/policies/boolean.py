@@ -139,7 +139,7 @@ def _cover(on: frozenset[Assignment], primes: list[_Cube]) -> list[_Cube]:
         rest = [other for other in chosen if other != cube]
         if all(any(_covers(other, row) for other in rest) for row in on):
             chosen = rest
-    return sorted(chosen, key=lambda cube: [-1 if value is None else int(not value) for value in cube], reverse=False)
+    return sorted(chosen, key=lambda cube: [-1 if value is None else int(not value) for value in cube])
 
 
 def _covers(cube: _Cube, row: Assignment) -> bool:
