@@ -206,7 +206,7 @@ class NeedleTask(Task):
         """The question at the end of the prompt."""
         keys = [f"the {fact.key}" for fact in asked]
         if len(asked) == 1:
-            return f"What is the {self._noun} for {keys[0]}?"
+            return f"One sentence above gives the {self._noun} for {keys[0]}. Repeat that sentence exactly."
         if self.several_values:
             many, order = f"each give a {self._noun} for {keys[0]}", "the order of the text"
         else:
