@@ -1,0 +1,90 @@
+"""The policy of docs/write-a-policy.md, in the very file that the page shows: proven like one of the zoo."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import swaa
+from swaa.compiler import TokenLayout, block_mask, dense_mask, live_keys
+from swaa.policies import bind, get_policy, load_plugin
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "docs" / "examples" / "dilated_window.py"
+
+
+@pytest.fixture(scope="module")
+def dilated() -> type[swaa.Predicate]:
+    load_plugin(str(FILE))
+    return get_policy("DilatedWindow")
+
+
+def test_the_page_shows_this_file_and_it_has_at_most_25_lines() -> None:
+    text = FILE.read_text()
+    block = re.search(r"```python run\n(.*?)```", (ROOT / "docs/write-a-policy.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert block[1] == text
+    assert len(text.splitlines()) <= 25
+
+
+def test_dense_mask_equals_a_loop(dilated: type[swaa.Predicate]) -> None:
+    for policy in dilated.examples():
+        window, step = policy.parameters().values()
+        expected = [[k <= q and (q - k) % step == 0 and q - k < window * step for k in range(310)] for q in range(310)]
+        layer = bind(policy, 1, 1).layers[0]
+        assert dense_mask(layer, TokenLayout.contiguous(310))[0, 0].tolist() == expected
+
+
+def test_block_mask_equals_torchs(dilated: type[swaa.Predicate]) -> None:
+    for policy in (*dilated.examples(), dilated(40) | swaa.SinkTokens(9)):
+        ours = block_mask(bind(policy, 1, 1).layers[0], TokenLayout.contiguous(1000), block_size=64)
+        theirs = create_block_mask(ours.mask_mod, None, None, 1000, 1000, device="cpu", BLOCK_SIZE=64)
+        assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
+        assert torch.equal(ours.full_kv_num_blocks, theirs.full_kv_num_blocks)
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+
+
+def test_retention_drops_what_lies_behind_the_window(dilated: type[swaa.Predicate]) -> None:
+    live = live_keys(bind(dilated(4, 3), 1, 1).layers[0], torch.arange(20)[None], torch.tensor([20]))
+    assert live[0, 0].nonzero().flatten().tolist() == list(range(20 - 11, 20))  # some later query meets every phase
+
+
+def test_it_generates(dilated: type[swaa.Predicate]) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.4,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    prompt = torch.randint(1, 64, (1, 20))
+    with swaa.apply_policy(model, dilated(3)):
+        tokens = model.generate(prompt, max_new_tokens=6, do_sample=False)
+        again = prompt
+        for _ in range(6):
+            with torch.no_grad():
+                again = torch.cat([again, model(again, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(tokens, again)
+    assert not torch.equal(tokens, model.generate(prompt, max_new_tokens=6, do_sample=False))
+
+
+def test_the_command_line_knows_it() -> None:
+    command = [sys.executable, "-m", "swaa", "draw", "DilatedWindow(3)", "--plugin", str(FILE), "--seq-len", "7"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "····██··██··██"
+
+
+def test_bad_values_are_refused(dilated: type[swaa.Predicate]) -> None:
+    with pytest.raises(swaa.UserError, match=r"DilatedWindow.dilation: expected an int >= 1 \(tokens\), got 0"):
+        dilated(4, 0)
