@@ -1,0 +1,195 @@
+"""The command line: parsing only. Each command is one function that adds its parser, and one that carries it
+out.
+
+Nothing heavy is imported before a command needs it, so that ``swaa --help`` is instant. A mistake of the
+user's is one message on standard error and exit code 2; Ctrl-C is exit code 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from swaa.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line; the exit code."""
+    try:
+        args = parse(argv)
+        code: int = args.handler(args)
+    except UserError as error:
+        print(f"swaa: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{str(interrupt) or 'Interrupted.'}", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, with ``handler``: the function that carries the command out and returns the exit
+    code."""
+    parser = argparse.ArgumentParser(
+        prog="swaa",
+        description="Write an attention policy once; run it on any full-attention Hugging Face model.",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add_command in COMMANDS:
+        add_command(subparsers)
+    args, rest = parser.parse_known_args(argv)
+    if rest:  # argparse leaves overrides that follow an option
+        if "overrides" not in args or any(item.startswith("-") for item in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def add_run(subparsers: Subparsers) -> None:
+    """``swaa run FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("run", help="run an experiment, or go on with one that was interrupted")
+    _add_experiment(parser)
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's former results first")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run an experiment and print its tables."""
+    from swaa.config import load_experiment
+
+    experiment = load_experiment(args.file, args.overrides, output=args.output)
+    from swaa.engine import run_experiment  # a mistake in the file is told before seconds of imports
+    from swaa.report import NOTE, to_rich
+
+    rows = run_experiment(experiment, fresh=args.fresh)
+    console = _console()
+    for table in to_rich(rows):
+        console.print(table)
+    console.print(NOTE, style="dim", markup=False)
+    console.print(f"Records and tables: {experiment.output}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def add_validate(subparsers: Subparsers) -> None:
+    """``swaa validate FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("validate", help="check an experiment file without running it")
+    _add_experiment(parser)
+    parser.set_defaults(handler=validate, output=None)
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Check an experiment file and print what it would run."""
+    from swaa.config import load_experiment
+
+    experiment = load_experiment(args.file, args.overrides)
+    counts = {
+        "recipes": len(experiment.recipes),
+        "tasks": len(experiment.tasks),
+        "lengths": len(experiment.lengths),
+        "examples": experiment.num_examples,
+    }
+    grid = " x ".join(f"{count} {name if count > 1 else name[:-1]}" for name, count in counts.items())
+    console = _console()
+    where = f"on {experiment.model.name} -> {experiment.output}"
+    console.print(
+        f"{args.file} is valid: {grid} = {experiment.num_samples} samples {where}", highlight=False, soft_wrap=True
+    )
+    for recipe in experiment.recipes:
+        console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def add_ls(subparsers: Subparsers) -> None:
+    """``swaa ls policies|tasks|models``"""
+    parser = subparsers.add_parser("ls", help="list what there is")
+    parser.add_argument("what", choices=sorted(LISTINGS))
+    parser.set_defaults(handler=ls)
+
+
+def ls(args: argparse.Namespace) -> int:
+    """Print a listing, one name a line with what it is."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for line in LISTINGS[args.what]():
+        table.add_row(*line)
+    _console().print(table, highlight=False, markup=False)
+    return 0
+
+
+def list_policies() -> list[tuple[str, ...]]:
+    """Name, meaning and an example of each policy."""
+    from swaa.policies import get_policy, policy_names
+
+    classes = [get_policy(name) for name in policy_names()]
+    return [(kind.__name__, _summary(kind), repr(kind.examples()[0])) for kind in classes]
+
+
+def list_tasks() -> list[tuple[str, ...]]:
+    """Name and meaning of each task."""
+    from swaa.tasks import get_task, task_names
+
+    return [(name, _summary(get_task(name))) for name in task_names()]
+
+
+def list_models() -> list[tuple[str, ...]]:
+    """Name, licence and size of each model that needs no model hub."""
+    from swaa.hf.weights import CATALOGUE
+
+    return [(model.name, model.licence, f"{model.num_bytes / 1e6:.0f} MB") for model in CATALOGUE.values()]
+
+
+def add_fetch(subparsers: Subparsers) -> None:
+    """``swaa fetch NAME``"""
+    parser = subparsers.add_parser("fetch", help="download a model of the catalogue into the cache")
+    parser.add_argument("name", metavar="NAME", help="see 'swaa ls models'")
+    parser.set_defaults(handler=fetch)
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Fetch a model and print its folder."""
+    from swaa.hf.weights import fetch
+
+    print(fetch(args.name))
+    return 0
+
+
+LISTINGS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+    "policies": list_policies,
+    "tasks": list_tasks,
+    "models": list_models,
+}
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_validate, add_ls, add_fetch)
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the experiment, in YAML")
+    parser.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="a field to set, such as recipes[0].decoding.max_new_tokens=8",
+    )
+
+
+def _console() -> Console:
+    """Standard output; wide enough for any table where it is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _summary(documented: object) -> str:
+    """The first line of a docstring."""
+    return (documented.__doc__ or "").strip().partition("\n")[0]

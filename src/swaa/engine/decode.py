@@ -1,0 +1,200 @@
+"""Running a batch: one prefill, then the two ways of scoring that share it.
+
+The loop is our own rather than ``generate()``: it lets teacher-forced scoring start from the very prefill
+that generation uses (half the work), times prefill and decode apart, and gives every sample a random stream
+of its own.
+
+Shapes: B samples, S prompt tokens (left-padded), A answer tokens (right-padded), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swaa.engine.batch import Batch
+from swaa.recipe import Decoding
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A batch of prompts, read.
+
+    Attributes:
+        logits: ``[B, V]`` of the last prompt token, which predicts the first answer token.
+        cache: keys and values of the prompts, the model's own object.
+        seconds: wall time of the forward pass over the whole batch.
+    """
+
+    logits: Tensor
+    cache: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a batch generated.
+
+    Attributes:
+        texts: B texts as they came, up to the end-of-sequence token.
+        num_tokens: B counts of tokens, the end-of-sequence token included.
+        step_seconds: mean wall time of a decode step of the batch; None if there was none.
+    """
+
+    texts: list[str]
+    num_tokens: list[int]
+    step_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the model makes of the reference answers.
+
+    Attributes:
+        exact: B truths: every answer token was the likeliest, given the right ones before it.
+        nll: B means of the negative log-likelihood, in nats per answer token.
+    """
+
+    exact: list[bool]
+    nll: list[float]
+
+
+def prefill(model: Any, batch: Batch) -> Prefill:
+    """Read the prompts of a batch; all that follows continues from here."""
+    start = _now(batch.prompt_ids.device)
+    positions = (batch.prompt_mask.cumsum(1) - 1).clamp(min=0)
+    options = {"prompt_lengths": batch.prompt_lengths, **_last_only(model)}
+    out = _forward(model, batch.prompt_ids, batch.prompt_mask, positions, None, **options)
+    return Prefill(out.logits[:, -1].float(), out.past_key_values, _now(batch.prompt_ids.device) - start)
+
+
+def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:
+    """Score the reference answers as decoded tokens; ``read`` can still be continued afterwards.
+
+    The first answer token is predicted by the last prompt token, so under the prefill policy; the others by
+    the answer token before them, under the decode policy.
+    """
+    logits = read.logits[:, None]  # [B, 1, V]
+    if batch.answer_ids.shape[1] > 1:
+        given, mask = batch.answer_ids[:, :-1], batch.answer_mask[:, :-1]
+        positions = batch.prompt_lengths[:, None] + torch.arange(given.shape[1], device=given.device)
+        mask = torch.cat([batch.prompt_mask, mask], dim=1)
+        out = _forward(model, given, mask, positions, copy.deepcopy(read.cache))
+        logits = torch.cat([logits, out.logits.float()], dim=1)  # [B, A, V]
+    answers, real = batch.answer_ids, batch.answer_mask.bool()
+    right = (logits.argmax(-1) == answers) | ~real
+    nll = -logits.log_softmax(-1).gather(-1, answers[..., None])[..., 0]
+    mean_nll = (nll * real).sum(1) / real.sum(1)
+    return Forced(right.all(1).tolist(), mean_nll.tolist())
+
+
+def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: Decoding) -> Generation:
+    """Continue the prompts token by token; consumes the cache of ``read``.
+
+    A sample ends at an end-of-sequence token, at one of ``decoding.stop`` or after
+    ``decoding.max_new_tokens``; the batch ends with its last sample.
+    """
+    device = batch.prompt_ids.device
+    ends = end_of_sequence_ids(model, tokenizer)
+    choose = _Chooser(decoding, batch)
+    tokens: list[list[int]] = [[] for _ in batch.samples]
+    running = [True] * len(tokens)
+    mask, positions, logits, steps = batch.prompt_mask, batch.prompt_lengths, read.logits, 0
+    start = _now(device)
+    while True:
+        chosen = choose(logits)  # [B]
+        for row, token in enumerate(chosen.tolist()):
+            if running[row]:
+                tokens[row].append(token)
+                running[row] = token not in ends and not _stopped(tokenizer, tokens[row], decoding.stop)
+        if not any(running) or steps + 1 == decoding.max_new_tokens:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
+        out = _forward(model, chosen[:, None], mask, positions[:, None], read.cache)
+        logits, positions, steps = out.logits[:, -1].float(), positions + 1, steps + 1
+    seconds = _now(device) - start
+    texts = [tokenizer.decode([token for token in row if token not in ends]) for row in tokens]
+    return Generation(texts, [len(row) for row in tokens], seconds / steps if steps else None)
+
+
+def end_of_sequence_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, the model's and the tokenizer's."""
+    named = [tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)]
+    flat = [token for item in named for token in (item if isinstance(item, Sequence) else [item])]
+    return frozenset(token for token in flat if token is not None)
+
+
+class _Chooser:
+    """Chooses the next token of every row: the likeliest, or a draw from the row's own random stream.
+
+    A draw adds Gumbel noise to the log-probabilities and takes the largest, which is an exact draw. The
+    stream's seed is made from the recipe's and the sample's identity, so that neither the rest of the batch
+    nor an interruption changes what is drawn.
+    """
+
+    def __init__(self, decoding: Decoding, batch: Batch) -> None:
+        self._decoding = decoding
+        self._streams = [] if decoding.greedy else [_stream(decoding.seed, sample) for sample in batch.samples]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``[B, V]`` logits -> ``[B]`` tokens."""
+        if self._decoding.greedy:
+            return logits.argmax(-1)
+        logits = nucleus(logits / self._decoding.temperature, self._decoding.top_p)
+        uniform = torch.stack([torch.rand(logits.shape[1], generator=stream) for stream in self._streams])
+        gumbel = -(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()).log()
+        return (logits + gumbel.to(logits.device)).argmax(-1)
+
+
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """``[B, V]`` logits with -inf outside the fewest likeliest tokens whose probabilities reach ``top_p``."""
+    ordered, index = logits.softmax(-1).sort(dim=-1, descending=True)
+    before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
+    outside = (before >= top_p).scatter(-1, index, before >= top_p)
+    return logits.masked_fill(outside, float("-inf"))
+
+
+def _stream(seed: int, sample: Any) -> torch.Generator:
+    identity = f"{seed}/{sample.task.label}/{sample.length}/{sample.example.id}"
+    digest = hashlib.sha256(identity.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _stopped(tokenizer: Any, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+    if not stop:
+        return False
+    text = tokenizer.decode(tokens)
+    return any(end in text for end in stop)
+
+
+def _forward(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: Any) -> Any:
+    """One pass over new tokens ``ids [B, Q]`` at logical ``positions [B, Q]``, after what ``cache`` holds."""
+    if _accepts(model, "position_ids"):
+        options["position_ids"] = positions
+    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+
+
+def _last_only(model: Any) -> dict[str, int]:
+    """The option that spares the vocabulary's logits of all prompt tokens but the last, where there is one."""
+    return {"logits_to_keep": 1} if _accepts(model, "logits_to_keep") else {}
+
+
+def _accepts(model: Any, option: str) -> bool:
+    return option in inspect.signature(model.forward).parameters
+
+
+def _now(device: torch.device) -> float:
+    """The time in seconds, once the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()

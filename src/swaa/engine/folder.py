@@ -1,0 +1,126 @@
+"""The folder of a run: what it ran, the records so far, the tables. It can be continued after any
+interruption.
+
+experiment.yaml   the experiment, complete; ``swaa run`` reads it again
+records.jsonl     one line per sample, appended and flushed as the sample's batch ends
+table.md, .csv    written when the run ends
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from filelock import FileLock, Timeout
+
+from swaa.config import Experiment, load_experiment
+from swaa.errors import UserError
+from swaa.report import Key, Record, Row, read_records, to_csv, to_markdown
+
+EXPERIMENT = "experiment.yaml"
+RECORDS = "records.jsonl"
+LOCK = ".lock"
+TABLES = {"table.md": to_markdown, "table.csv": to_csv}
+_MEND = "Choose another folder with --output, or delete these results with --fresh."
+
+
+class RunFolder:
+    """The folder ``experiment.output``, for a run or for the continuation of one; a context that locks it.
+
+    Entering makes the folder, or goes on in it; ``fresh`` deletes what a former run wrote there.
+
+    Raises:
+        UserError: the folder cannot be made, another process runs in it, or it holds records of an experiment
+            that differs in a way that would mix incomparable numbers; the differences are named.
+    """
+
+    def __init__(self, experiment: Experiment, *, fresh: bool = False) -> None:
+        self.path = experiment.output
+        self._experiment = experiment
+        self._fresh = fresh
+        self._lock = FileLock(self.path / LOCK)
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            if self._fresh:
+                for name in (EXPERIMENT, RECORDS, *TABLES):
+                    (self.path / name).unlink(missing_ok=True)
+            self._drop_torn_line()
+            self._check_same()
+            (self.path / EXPERIMENT).write_text(self._experiment.to_yaml(), encoding="utf-8")
+        except Timeout as error:
+            mend = "Wait for it, or choose another folder with --output."
+            raise UserError(f"another process is running in {self.path}. {mend}") from error
+        except OSError as error:
+            mend = "Choose another with --output."
+            raise UserError(f"output folder {self.path}: {error.strerror}. {mend}") from error
+        except UserError:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def records(self) -> list[Record]:
+        """The records so far, in the order they were written."""
+        return read_records(self.path / RECORDS)
+
+    def finished(self) -> set[Key]:
+        """The keys of the samples on record."""
+        return {record.key for record in self.records()}
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records, each line flushed to the operating system before the next is begun."""
+        with (self.path / RECORDS).open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(record.to_json() + "\n")
+                file.flush()
+
+    def write_tables(self, rows: list[Row]) -> None:
+        """Write the tables beside the records."""
+        for name, text in TABLES.items():
+            (self.path / name).write_text(text(rows), encoding="utf-8")
+
+    def _check_same(self) -> None:
+        if not self.records():
+            return
+        if not (self.path / EXPERIMENT).exists():
+            raise UserError(f"{self.path} has records, and no {EXPERIMENT} to say of what. {_MEND}")
+        changes = differences(load_experiment(self.path / EXPERIMENT), self._experiment)
+        if changes:
+            listed = "".join(f"\n  {change}" for change in changes)
+            raise UserError(f"{self.path} holds results of a different experiment:{listed}\n{_MEND}")
+
+    def _drop_torn_line(self) -> None:
+        """Remove what follows the last line end of the records: a line that an interruption tore."""
+        path = self.path / RECORDS
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def differences(before: Experiment, now: Experiment) -> list[str]:
+    """What changed between two experiments that makes their records incomparable, a line each.
+
+    The model, the seed, the scorings, and what stands behind the name of a recipe. Adding or dropping
+    recipes, tasks, lengths and examples is no such change, nor is the batch size: records are of single
+    samples.
+    """
+    pairs: list[tuple[str, object, object]] = [
+        *((f"model.{name}", getattr(before.model, name), getattr(now.model, name)) for name in vars(now.model)),
+        ("seed", before.seed, now.seed),
+        ("scoring", sorted(before.scoring), sorted(now.scoring)),
+    ]
+    recipes = {recipe.name: recipe for recipe in before.recipes}
+    for recipe in now.recipes:
+        old = recipes.get(recipe.name, recipe)
+        if old.hash != recipe.hash:
+            was, new = vars(old), vars(recipe)
+            pairs += [(f"recipe {recipe.name!r}: {key}", was[key], new[key]) for key in new]
+    return [f"{field}: {was!r} there, {new!r} now" for field, was, new in pairs if was != new]

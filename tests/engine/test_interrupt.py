@@ -1,0 +1,95 @@
+"""Ctrl-C, in a real process and for real."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from swaa.config import load_experiment
+from swaa.engine import run_experiment
+from swaa.engine.interrupt import StopRequested, stoppable
+
+PATIENCE = 120
+"""Seconds until a test gives up."""
+
+
+def start(experiment_file: Path, output: Path) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "swaa",
+        "run",
+        str(experiment_file),
+        "-o",
+        str(output),
+        "num_examples=12",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def results(path: Path) -> dict[tuple[object, ...], object]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = [(record["recipe_hash"], record["task"], record["length"], record["example"]) for record in records]
+    assert len(set(keys)) == len(keys), "no sample twice"
+    values = [
+        (
+            record["generated"],
+            record["scores"]["forced_exact"],
+            round(record["scores"]["forced_nll"], 4),
+            record["cost"],
+        )
+        for record in records
+    ]
+    return dict(zip(keys, values, strict=True))
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_can_be_continued(experiment_file: Path, tmp_path: Path) -> None:
+    records = tmp_path / "cut" / "records.jsonl"
+    process = start(experiment_file, records.parent)
+    deadline = time.monotonic() + PATIENCE
+    while not (records.exists() and records.read_text().count("\n") >= 10):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, err
+    assert out == ""
+    done = records.read_text()
+    assert 10 <= done.count("\n") < 144, "the test must interrupt a run that is under way"
+    assert f"Interrupted; {done.count(chr(10))} finished samples are kept in {records.parent}." in err
+    assert "Run the same command again to go on from there." in err
+    assert "Traceback" not in err
+
+    again = start(experiment_file, records.parent)
+    out, err = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, err
+    assert "half" in out
+    assert records.read_text().startswith(done), "what was done stays as it was"
+    whole = load_experiment(experiment_file, ["num_examples=12"], output=tmp_path / "whole")
+    run_experiment(whole)
+    assert results(records) == results(whole.output / "records.jsonl")
+
+
+def test_the_first_ctrl_c_stops_in_order_and_the_second_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(StopRequested), stoppable():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+    def stubborn() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except StopRequested:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        stubborn()
+    assert signal.getsignal(signal.SIGINT) is before
