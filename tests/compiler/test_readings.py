@@ -1,0 +1,51 @@
+"""One predicate, read in every way, on random compositions and layouts: all readings agree with the loops."""
+
+from __future__ import annotations
+
+import warnings
+
+import oracle
+import torch
+from hypothesis import given
+from strategies import Case, bound_layer, cases, layout_of
+from torch.nn.attention.flex_attention import flex_attention
+
+from swaa.compiler.attention import dense_attention
+from swaa.compiler.blocks import block_mask
+from swaa.compiler.dense import dense_mask
+from swaa.compiler.refine import block_verdicts, count_visible
+
+
+@given(cases())
+def test_every_reading_agrees_with_the_loops(case: Case) -> None:
+    layer, layout = bound_layer(case.recipe, case.model, case.layer), layout_of(case.scene)
+    truth_BHQK = oracle.mask(case.recipe, case.scene, case.model, case.layer)
+    expected_BHQK = torch.tensor(truth_BHQK)
+
+    # dense: B and H are 1 where samples, or heads, do not differ
+    mask_BHQK = dense_mask(layer, layout)
+    assert mask_BHQK.shape[1] == (case.model.heads if layer.by_head else 1)
+    assert torch.equal(mask_BHQK.expand_as(expected_BHQK), expected_BHQK)
+
+    # intervals: the truth of every block, and the number of visible pairs
+    for heads, head in layer.groups:
+        verdicts = block_verdicts(head, layout, case.block_size)
+        count_B = count_visible(head, layout, block_size=case.block_size[0])
+        for b, truth_HQK in enumerate(truth_BHQK):
+            truth_QK = truth_HQK[heads[0]]
+            row = b if len(verdicts.visible_BMN) > 1 else 0
+            for m, n, some, every in oracle.blocks(truth_QK, *case.block_size):
+                assert bool(verdicts.visible_BMN[row, m, n]) == some, (b, m, n)
+                assert bool(verdicts.full_BMN[row, m, n]) == every, (b, m, n)
+            assert int(count_B[row]) == sum(map(sum, truth_QK))
+
+    # the kernels
+    query, key, value = case.tensors()
+    expected = oracle.attention(query, key, value, truth_BHQK)
+    dense = dense_attention(query, key, value, mask_BHQK, scale=None)
+    torch.testing.assert_close(dense, expected, rtol=1e-5, atol=1e-5)
+    blocks = block_mask(layer, layout, block_size=case.block_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # uncompiled: slow, but the same mask_mod
+        flex = flex_attention(query, key, value, block_mask=blocks, enable_gqa=True)
+    torch.testing.assert_close(flex, expected, rtol=1e-5, atol=1e-5)
