@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,15 +101,21 @@ def _policy_class(name: str) -> Callable[..., Any]:
 def _call(name: str, function: Callable[..., Any], args: list[ast.expr], keywords: list[ast.keyword], text: str) -> Any:
     values = [_evaluate(arg, text) for arg in args]
     named = {word.arg: _evaluate(word.value, text) for word in keywords if word.arg is not None}
+    _check_arguments(name, function, *values, **named)
+    return function(*values, **named)
+
+
+def _check_arguments(name: str, function: Callable[..., Any], *values: Any, **named: Any) -> None:
+    """Refuse a call with a wrong number of arguments, or with unknown names."""
+    signature = inspect.signature(function)
     try:
-        return function(*values, **named)
-    except TypeError as error:  # a wrong number or name of arguments
-        raise _wrong_arguments(name, error) from None
-
-
-def _wrong_arguments(name: str, error: TypeError) -> UserError:
-    reason = str(error).replace(f"{name}.__init__()", name).replace("AttentionPolicy.", "")
-    return UserError(f"{name}: {reason}. Check the arguments of {name}.")
+        signature.bind(*values, **named)
+    except TypeError as error:
+        given = ", ".join([*map(repr, values), *(f"{key}={value!r}" for key, value in named.items())])
+        wanted = ", ".join(
+            str(parameter.replace(annotation=parameter.empty)) for parameter in signature.parameters.values()
+        )
+        raise UserError(f"{name}({given}): {error}. Write {name}({wanted}).") from None
 
 
 def _parse_mapping(spec: Mapping[str, Any]) -> AttentionPolicy:
@@ -145,10 +152,8 @@ def _parse_leaf(name: str, parameters: dict[str, Any]) -> AttentionPolicy:
         if key not in accepted:
             raise unknown(f"key of policy {name}", key, accepted)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
-    try:
-        return policy_class(**values)
-    except TypeError as error:
-        raise _wrong_arguments(name, error) from None
+    _check_arguments(name, policy_class, **values)
+    return policy_class(**values)
 
 
 def _parse_scope(inside: Any, rest: dict[str, Any]) -> AttentionPolicy:

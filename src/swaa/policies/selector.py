@@ -120,13 +120,12 @@ class IndexSet:
         furthest = max([len(self.body.prefix), *(len(row.prefix) for row in self.tail)])
         chosen = tuple(i for i in range(size) if i in self._row(size - i))
         if max(furthest, len(self.tail)) > size or not (chosen or may_be_empty):
-            problem = f"{kind}s {self}: "
             if furthest > size:
-                problem += f"{kind} {furthest - 1} is out of range"
+                problem = f"{kind} {furthest - 1} is out of range"
             elif len(self.tail) > size:
-                problem += f"{kind} {-len(self.tail)} is out of range"
+                problem = f"{kind} {-len(self.tail)} is out of range"
             else:
-                problem += f"chooses no {kind}"
+                problem = f"{kind}s={self.to_python()!r} chooses no {kind}"
             raise UserError(
                 f"{problem}: this model has {size} {kind}s, numbered 0 to {size - 1} (or -{size} to -1). "
                 f"Choose among these."
