@@ -8,6 +8,7 @@ user's is one message on standard error and exit code 2; Ctrl-C is exit code 130
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from swaa.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from swaa.policies import AttentionPolicy
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -113,6 +116,7 @@ def add_ls(subparsers: Subparsers) -> None:
     """``swaa ls policies|tasks|models``"""
     parser = subparsers.add_parser("ls", help="list what there is")
     parser.add_argument("what", choices=sorted(LISTINGS))
+    _add_plugins(parser)
     parser.set_defaults(handler=ls)
 
 
@@ -120,6 +124,10 @@ def ls(args: argparse.Namespace) -> int:
     """Print a listing, one name a line with what it is."""
     from rich.table import Table
 
+    from swaa.policies import load_plugin
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for line in LISTINGS[args.what]():
         table.add_row(*line)
@@ -164,12 +172,101 @@ def fetch(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_explain(subparsers: Subparsers) -> None:
+    """``swaa explain POLICY``"""
+    parser = subparsers.add_parser("explain", help="say what a policy shows, costs and keeps on a model")
+    _add_policy(parser)
+    parser.add_argument("--seq-len", type=int, default=8192, metavar="S", help="tokens of the prompt (default: 8192)")
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens generated (default: 64)")
+    parser.add_argument("--kv-heads", type=int, metavar="G", help="key-value heads (default: a third of the heads)")
+    parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="size of a head (default: 64)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where kernels are planned for")
+    parser.add_argument("--kernel", default="auto", help="auto, flex or dense")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(handler=explain)
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Print the effective policy of every layer and phase, and its cost."""
+    policy = _policy(args)
+    from swaa.compiler import ModelShape
+    from swaa.compiler.explain import explain
+
+    kv_heads = args.kv_heads or (args.heads // 3 if args.heads % 3 == 0 else args.heads)
+    shape = ModelShape(args.layers, args.heads, kv_heads, args.head_dim)
+    data = explain(policy, shape, args.seq_len, args.new_tokens, device_type=args.device, kernel=args.kernel)
+    if args.json:
+        print(json.dumps(data, indent=2))
+    else:
+        from swaa.report.explain import explanation_table
+
+        _console().print(explanation_table(data), highlight=False)
+    return 0
+
+
+def add_draw(subparsers: Subparsers) -> None:
+    """``swaa draw POLICY [-o FILE]``"""
+    parser = subparsers.add_parser("draw", help="draw a policy's masks, in the terminal or to a file")
+    _add_policy(parser)
+    parser.add_argument("--seq-len", type=int, metavar="S", help="tokens drawn (default: what shows the policy)")
+    parser.add_argument("--prompt-len", type=int, metavar="P", help="of these, the prompt (default: two thirds)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="a .png, .svg or .pdf file instead of text")
+    parser.set_defaults(handler=draw)
+
+
+def draw(args: argparse.Namespace) -> int:
+    """Draw one mask for each distinct effective policy."""
+    policy = _policy(args)
+    from swaa.compiler.picture import fitting_length, mask_pictures
+    from swaa.report.draw import to_image, to_text
+
+    length = fitting_length(policy) if args.seq_len is None else args.seq_len
+    pictures = mask_pictures(
+        policy,
+        num_layers=args.layers,
+        num_heads=args.heads,
+        length=length,
+        prompt_length=length * 2 // 3 if args.prompt_len is None else args.prompt_len,
+        resolution=512 if args.output else 48,
+    )
+    print(to_image(pictures, args.output) if args.output else to_text(pictures))
+    return 0
+
+
 LISTINGS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "policies": list_policies,
     "tasks": list_tasks,
     "models": list_models,
 }
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_run, add_validate, add_ls, add_fetch)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
+    add_run,
+    add_validate,
+    add_ls,
+    add_fetch,
+    add_explain,
+    add_draw,
+)
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", metavar="POLICY", help="for example 'SlidingWindow(128) | SinkTokens(4)'")
+    parser.add_argument("--layers", type=int, default=30, metavar="L", help="layers of the model (default: 30)")
+    parser.add_argument("--heads", type=int, default=9, metavar="H", help="query heads of a layer (default: 9)")
+    _add_plugins(parser)
+
+
+def _add_plugins(parser: argparse.ArgumentParser) -> None:
+    plugin_help = "a file or module with policies of your own; may be repeated"
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help=plugin_help)
+
+
+def _policy(args: argparse.Namespace) -> AttentionPolicy:
+    """The policy of the command line, plugins loaded first."""
+    from swaa.policies import load_plugin, parse_policy
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    return parse_policy(args.policy)
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from swaa.errors import UserError, invalid
+from swaa.policies import load_plugin
 from swaa.reading import (
     build,
     check_choice,
@@ -68,6 +69,7 @@ class Experiment:
         tasks: where the questions come from; labels are distinct.
         lengths: prompt lengths in tokens, the chat template included.
         output: the folder of the results.
+        plugins: files or modules with policies of one's own, imported first.
         model: what is adapted.
         num_examples: samples for each recipe, task and length.
         seed: of the examples; every recipe sees the same ones.
@@ -79,6 +81,7 @@ class Experiment:
     tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
     output: Path
+    plugins: tuple[str, ...] = ()
     model: ModelConfig = field(default_factory=ModelConfig)
     num_examples: int = 32
     seed: int = 0
@@ -104,7 +107,7 @@ class Experiment:
         check_whole("Experiment.batch_size", self.batch_size, minimum=1)
         check_text("Experiment.output", str(self.output))
         _check_distinct_recipes(self.recipes)
-        for name in ("recipes", "tasks", "lengths", "scoring"):
+        for name in ("recipes", "tasks", "lengths", "plugins", "scoring"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "output", Path(self.output))
 
@@ -116,6 +119,7 @@ class Experiment:
     def to_dict(self) -> dict[str, object]:
         """Plain values: a complete experiment file, without ``vars``; policies as Python expressions."""
         return {
+            "plugins": list(self.plugins),
             "model": dataclasses.asdict(self.model),
             "recipes": [{**recipe.to_dict(), "policy": repr(recipe.policy)} for recipe in self.recipes],
             "tasks": [task_to_dict(task) for task in self.tasks],
@@ -145,6 +149,7 @@ class Experiment:
         fields = [item.name for item in dataclasses.fields(cls)]
         check_keys(mapping, [*fields, "decoding"], "")
         mapping.setdefault("output", str(output))
+        mapping["plugins"] = _load_plugins(mapping.get("plugins", ()))
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
         _parse_each(mapping, "recipes", lambda item, at: Recipe.from_dict(item, path=at, decoding=decoding))
@@ -212,6 +217,16 @@ def _override(config: Any, override: str) -> None:
     except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
         mend = "Lists are addressed by number: recipes[0].name=FA."
         raise UserError(f"override {override!r}: {_first_line(error)}. {mend}") from error
+
+
+def _load_plugins(value: object) -> tuple[str, ...]:
+    """Import the policies that the recipes may name."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        mend = "Write plugins: [my_policy.py]."
+        raise invalid("plugins", accepted="a list of files or modules", got=value, mend=mend)
+    for plugin in value:
+        load_plugin(plugin)
+    return tuple(value)
 
 
 def _parse_each(mapping: dict[str, object], name: str, parse: Callable[[object, str], object]) -> None:
