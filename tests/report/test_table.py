@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from swaa.report import NOTE, Record, Row, summarise, to_csv, to_markdown, to_rich
+from swaa.report.table import COLUMNS
 
 
 def record(recipe: str, example: int, right: bool, *, length: int = 900, task: str = "needle") -> Record:
@@ -59,7 +60,7 @@ def test_markdown_holds_every_cell_and_says_what_it_means() -> None:
     text = to_markdown(summarise(RECORDS))
     assert "### needle, 900 tokens" in text
     assert "### needle, 1800 tokens" in text
-    assert r"| a\|b | 4 | 0.75 [0.30, 0.95] | 0.88 | 0.00 [0.00, 0.49] | 3.50 | 0.50 | 42 | 25% | 100% |" in text
+    assert r"| a\|b | 4 | 75 [30,95] | 88 | 0 [0,49] | 3.50 | 0.50 | 42 | 25 | 100 |" in text
     assert NOTE in text
     widths = {line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
@@ -83,15 +84,23 @@ def test_what_was_not_measured_is_no_number() -> None:
     assert line["accuracy"] == line["nll"] == line["kv_share"] == ""
 
 
-def test_the_terminal_gets_a_table_for_each_task_and_length() -> None:
-    tables = to_rich(summarise(RECORDS))
-    console = Console(width=140, record=True, file=io.StringIO())
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_table_fits_a_terminal_and_loses_nothing(width: int) -> None:
+    name = "sink 10 + FA decode + 1/2 FA layers"
+    tables = to_rich(summarise([record(name, 0, True), *RECORDS]))
+    console = Console(width=width, file=io.StringIO())
     for table in tables:
         console.print(table)
-    text = console.export_text()
+    text = console.file.getvalue()
     assert len(tables) == 2
     assert "needle, 900 tokens" in text
-    assert "0.75 [0.30, 0.95]" in text
+    assert "75 [30,95]" in text
+    assert "100 [21,100]" in text
+    assert "\u2026" not in text, "an ellipsis hides something"
+    assert max(map(len, text.splitlines())) <= width
+    first_column = " ".join(line[: 17 if width == 80 else 40].split("  ")[0].strip() for line in text.splitlines())
+    assert all(word in first_column for word in name.split())
+    assert all(word in text for column in COLUMNS for word in column.title.split())
 
 
 def test_no_records_make_no_table() -> None:

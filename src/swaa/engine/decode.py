@@ -158,7 +158,8 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
     """``[B, V]`` logits with -inf outside the fewest likeliest tokens whose probabilities reach ``top_p``."""
     ordered, index = logits.softmax(-1).sort(dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-    outside = (before >= top_p).scatter(-1, index, before >= top_p)
+    beyond = before >= top_p
+    outside = torch.empty_like(beyond).scatter(-1, index, beyond)  # back in the vocabulary's order
     return logits.masked_fill(outside, float("-inf"))
 
 

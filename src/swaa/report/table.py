@@ -7,17 +7,18 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from swaa.report.records import Record
 from swaa.report.stats import Proportion, mean, wilson
 
 NOTE = (
-    "[low, high]: 95 % Wilson interval. accuracy: the generated text has everything that the grader looks "
-    "for; score: the grader's mean, for needles the share found. forced: each answer token is the likeliest, "
-    "given the right ones before it; NLL: nats per answer token. prefill s: seconds per sample; ms/token: "
-    "milliseconds per decode step of a batch. pairs, KV: visible query-key pairs and kept KV bytes, as "
-    "shares of full attention."
+    "accuracy: samples whose text has everything that the grader looks for; score: the grader's mean, for needles the "
+    "share found; forced: samples whose every answer token is the likeliest, given the right ones before it; "
+    "[low,high]: 95 % Wilson interval. NLL: nats per answer token. prefill s: seconds per sample; decode ms: "
+    "milliseconds per token, which is a decode step of a batch. pairs, KV: query-key pairs computed and KV bytes kept "
+    "after prefill, as shares of full attention."
 )
 
 
@@ -99,31 +100,38 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}"
+
+
 def _interval(share: Proportion | None) -> str:
-    return "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+    return "-" if share is None else f"{_percent(share.value)} [{_percent(share.low)},{_percent(share.high)}]"
 
 
 COLUMNS = (
     _Column("recipe", lambda row: row.recipe),
     _Column("n", lambda row: str(row.n)),
-    _Column("accuracy", lambda row: _interval(row.accuracy)),
-    _Column("score", lambda row: _number(row.score, ".2f")),
-    _Column("forced", lambda row: _interval(row.forced)),
+    _Column("accuracy %", lambda row: _interval(row.accuracy)),
+    _Column("score %", lambda row: _percent(row.score)),
+    _Column("forced %", lambda row: _interval(row.forced)),
     _Column("NLL", lambda row: _number(row.nll, ".2f")),
     _Column("prefill s", lambda row: _number(row.prefill_seconds, ".2f")),
-    _Column("ms/token", lambda row: _number(row.decode_ms, ".0f")),
-    _Column("pairs", lambda row: _number(row.visible_pair_share, ".0%")),
-    _Column("KV", lambda row: _number(row.kv_share, ".0%")),
+    _Column("decode ms", lambda row: _number(row.decode_ms, ".0f")),
+    _Column("pairs %", lambda row: _percent(row.visible_pair_share)),
+    _Column("KV %", lambda row: _percent(row.kv_share)),
 )
 
 
 def to_rich(rows: Sequence[Row]) -> list[Table]:
-    """One terminal table per task and length."""
+    """One terminal table per task and length; 80 columns are enough, and names of recipes fold where they must."""
     tables = []
     for title, group in _groups(rows):
-        table = Table(title=title, title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column.title, justify="left" if column.title == "recipe" else "right", no_wrap=True)
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("recipe", overflow="fold")
+        for column in COLUMNS[1:]:
+            width = max(len(column.cell(row)) for row in group)
+            words = max(map(len, column.title.split()))
+            table.add_column(column.title, justify="right", min_width=max(width, words))
         for row in group:
             table.add_row(*(column.cell(row) for column in COLUMNS))
         tables.append(table)
