@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,7 @@ ALL_ATOMS = st.one_of(
 PHASES = st.sampled_from(("prefill", "decode"))
 
 
+@functools.cache
 @st.composite
 def slices(draw: st.DrawFn, size: int) -> str:
     """A slice as text, with bounds that exist at this size."""
@@ -170,6 +172,7 @@ def slices(draw: st.DrawFn, size: int) -> str:
     return text if step is None else f"{text}:{step}"
 
 
+@functools.cache
 def any_selectors(size: int) -> st.SearchStrategy[oracle.Selector]:
     """Ints, slices, intersections of these, and lists; some choose nothing at this size."""
     one = st.integers(-size, size - 1)
@@ -177,11 +180,13 @@ def any_selectors(size: int) -> st.SearchStrategy[oracle.Selector]:
     return st.one_of(term, st.lists(term, min_size=1, max_size=3).map(tuple))
 
 
+@functools.cache
 def selectors(size: int) -> st.SearchStrategy[oracle.Selector]:
     """Those that choose something at this size."""
     return any_selectors(size).filter(lambda selector: oracle.chosen(selector, size))
 
 
+@functools.cache
 @st.composite
 def places(draw: st.DrawFn, model: Model) -> Place:
     """At least one of layers, phase and heads."""
@@ -195,6 +200,7 @@ def places(draw: st.DrawFn, model: Model) -> Place:
     )
 
 
+@functools.cache  # hypothesis checks each new strategy object, which costs more than drawing from it
 def recipes(
     model: Model, atoms: st.SearchStrategy[Atom] = ALL_ATOMS, max_leaves: int = 6
 ) -> st.SearchStrategy[oracle.Recipe]:
@@ -219,6 +225,7 @@ def _prompts(draw: st.DrawFn, batch: int, longest: int) -> int | tuple[int, ...]
     return draw(st.one_of(st.none(), length, st.lists(length, min_size=batch, max_size=batch).map(tuple)))
 
 
+@functools.cache
 @st.composite
 def contiguous(draw: st.DrawFn, longest: int) -> Contiguous:
     """Prefill, a chunk of one, cached decode, or keys that begin late (an evicted cache's tail)."""
@@ -230,6 +237,7 @@ def contiguous(draw: st.DrawFn, longest: int) -> Contiguous:
     return Contiguous(queries, keys, offset, key_offset, prompts)
 
 
+@functools.cache
 @st.composite
 def padded(draw: st.DrawFn, longest: int) -> Padded:
     """Left, right, both or no padding, mixed in one batch, now and then with holes; whole, a chunk, or one query."""
@@ -256,6 +264,7 @@ def padded(draw: st.DrawFn, longest: int) -> Padded:
     return Padded(tuple(rows), queries, keys, offset, key_offset, prompts)
 
 
+@functools.cache
 @st.composite
 def packed(draw: st.DrawFn, longest: int) -> Packed:
     """Rows of documents, with prompt lengths for none, all, each row or each document."""
@@ -269,6 +278,7 @@ def packed(draw: st.DrawFn, longest: int) -> Packed:
     return Packed(tuple(rows), tuple(tuple(draw(st.integers(0, size)) for size in row) for row in rows))
 
 
+@functools.cache
 @st.composite
 def scenes(draw: st.DrawFn, longest: int = 22) -> oracle.Scene:
     """Token layouts of all kinds; one in four with empty slots added behind, as bucketed lengths have them."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 
 import oracle
+import pytest
 import torch
 from hypothesis import given
 from strategies import Case, bound_layer, cases, layout_of
+from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import flex_attention
 
 from swaa.compiler.attention import dense_attention
 from swaa.compiler.blocks import block_mask
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.refine import block_verdicts, count_visible
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled() -> Iterator[None]:
+    """FlexAttention as written, without the seconds that compiling takes; test_compiled.py has the real kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flex_module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+        yield
 
 
 @given(cases())
@@ -45,7 +55,5 @@ def test_every_reading_agrees_with_the_loops(case: Case) -> None:
     dense = dense_attention(query, key, value, mask_BHQK, scale=None)
     torch.testing.assert_close(dense, expected, rtol=1e-5, atol=1e-5)
     blocks = block_mask(layer, layout, block_size=case.block_size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # uncompiled: slow, but the same mask_mod
-        flex = flex_attention(query, key, value, block_mask=blocks, enable_gqa=True)
+    flex = flex_attention(query, key, value, block_mask=blocks, enable_gqa=True)
     torch.testing.assert_close(flex, expected, rtol=1e-5, atol=1e-5)
