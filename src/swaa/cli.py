@@ -1,8 +1,7 @@
-"""The command line: parsing only. Each command is one function that adds its parser, and one that carries it
-out.
+"""The command line: parsing only. Each command is one function that adds its parser, and one that carries it out.
 
-Nothing heavy is imported before a command needs it, so that ``swaa --help`` is instant. A mistake of the
-user's is one message on standard error and exit code 2; Ctrl-C is exit code 130.
+Nothing heavy is imported before a command needs it, so that ``swaa --help`` is instant. A mistake of the user's is one
+message on standard error and exit code 2; Ctrl-C is exit code 130.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, with ``handler``: the function that carries the command out and returns the exit
-    code."""
+    """The arguments, with ``handler``: the function that carries the command out and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="swaa",
         description="Write an attention policy once; run it on any full-attention Hugging Face model.",

@@ -1,7 +1,7 @@
 """Experiments: a YAML file becomes one frozen :class:`Experiment`. The only importer of omegaconf.
 
-A file may hold free ``vars`` and interpolate them (``${vars.window}``); every field can be overridden from
-the command line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with a suggestion.
+A file may hold free ``vars`` and interpolate them (``${vars.window}``); every field can be overridden from the command
+line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with a suggestion.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class Experiment:
     def from_dict(cls, values: object, *, output: Path | str) -> Experiment:
         """The experiment that plain values describe; ``output`` is the folder where they name none.
 
-        Beside the fields of :class:`Experiment` there may be ``decoding``: the settings of every recipe that
-        does not say otherwise.
+        Beside the fields of :class:`Experiment` there may be ``decoding``: the settings of every recipe that does not
+        say otherwise.
 
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
@@ -163,8 +163,7 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, output: 
     Args:
         path: the YAML file.
         overrides: ``dotted.key=value`` each, value in YAML; later ones win.
-        output: the folder of the results, over what the file says (default there: ``runs/<name of the
-            file>``).
+        output: the folder of the results, over what the file says (default there: ``runs/<name of the file>``).
 
     Raises:
         UserError: the file is missing, is no YAML (the line is named), or describes no experiment.

@@ -1,9 +1,8 @@
 """Checks on values that a user gives, and building a dataclass from a mapping that a user wrote.
 
-A frozen dataclass checks its own fields with the functions here and names them with their owner
-(``Decoding.top_p``). :func:`build` makes such a dataclass from a mapping and renames the mistake by the
-mapping's place in the file (``recipes[2].decoding.top_p``), so that each rule is written once and told in
-both ways.
+A frozen dataclass checks its own fields with the functions here and names them with their owner (``Decoding.top_p``).
+:func:`build` makes such a dataclass from a mapping and renames the mistake by the mapping's place in the file
+(``recipes[2].decoding.top_p``), so that each rule is written once and told in both ways.
 """
 
 from __future__ import annotations
@@ -55,8 +54,7 @@ def check_choice(field: str, value: object, options: Collection[str]) -> str:
 
 
 def check_items(field: str, value: object, *, of: str, mend: str) -> Sequence[object]:
-    """``value`` if it is a list or tuple with at least one item and no item twice; ``of`` says what the items
-    are."""
+    """``value`` if it is a list or tuple with at least one item and no item twice; ``of`` says what the items are."""
     if not isinstance(value, list | tuple) or not value:
         raise invalid(field, accepted=f"a list of at least one {of}", got=value, mend=mend)
     for index, item in enumerate(value):
@@ -76,8 +74,8 @@ def build(cls: type[T], values: object, path: str) -> T:
     """``cls(**values)`` for a dataclass ``cls``; every mistake is named by its dotted ``path`` in the file.
 
     Raises:
-        UserError: ``values`` is no mapping, holds a key that ``cls`` does not know (with a suggestion), lacks
-            one that it needs, or holds a value that it refuses.
+        UserError: ``values`` is no mapping, holds a key that ``cls`` does not know (with a suggestion), lacks one that
+            it needs, or holds a value that it refuses.
     """
     mapping = check_mapping(path, values)
     fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
@@ -99,8 +97,7 @@ def check_keys(mapping: Mapping[str, object], known: Collection[str], path: str)
 
 @contextlib.contextmanager
 def within(path: str, owner: str = "") -> Iterator[None]:
-    """Name mistakes made inside by ``path``; a field that was named by its ``owner`` is named by ``path``
-    instead."""
+    """Name mistakes made inside by ``path``; a field that was named by its ``owner`` is named by ``path`` instead."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,7 @@
 """A recipe: everything that adapts a model for one row of a result table.
 
-Attention policy, way of prompting and decoding settings, in one frozen value. Its hash names the row in every
-record, so that a renamed recipe keeps its results and an altered one never inherits them.
+Attention policy, way of prompting and decoding settings, in one frozen value. Its hash names the row in every record,
+so that a renamed recipe keeps its results and an altered one never inherits them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ class Decoding:
     Attributes:
         max_new_tokens: at most so many tokens are generated for an answer (>= 1).
         temperature: 0 is greedy; otherwise logits are divided by it and a token is drawn.
-        top_p: draw only from the fewest tokens whose probabilities reach this sum, in (0, 1]; 1 is all
-            tokens.
-        seed: of the draws. Each sample has a random stream of its own, made from this seed and the sample's
-            identity, so that neither the batch nor an interruption changes what is drawn.
-        stop: generation of a sample ends once its text holds one of these strings; the text is kept as it
-            came.
+        top_p: draw only from the fewest tokens whose probabilities reach this sum, in (0, 1]; 1 is all tokens.
+        seed: of the draws. Each sample has a random stream of its own, made from this seed and the sample's identity,
+            so that neither the batch nor an interruption changes what is drawn.
+        stop: generation of a sample ends once its text holds one of these strings; the text is kept as it came.
     """
 
     max_new_tokens: int = 32
@@ -87,8 +85,7 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything but the name, in hexadecimal; equal policies hash equal however they are
-        written."""
+        """SHA-256 of everything but the name, in hexadecimal; equal policies hash equal however they are written."""
         content = {key: value for key, value in self.to_dict().items() if key != "name"}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -109,8 +106,7 @@ class Recipe:
         Args:
             values: the fields above; ``decoding`` may be partial.
             path: where the mapping stands in the file, for error messages.
-            decoding: what a field of ``decoding`` is where the mapping does not say (default:
-                ``Decoding()``).
+            decoding: what a field of ``decoding`` is where the mapping does not say (default: ``Decoding()``).
 
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.

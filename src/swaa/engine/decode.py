@@ -1,8 +1,7 @@
 """Running a batch: one prefill, then the two ways of scoring that share it.
 
-The loop is our own rather than ``generate()``: it lets teacher-forced scoring start from the very prefill
-that generation uses (half the work), times prefill and decode apart, and gives every sample a random stream
-of its own.
+The loop is our own rather than ``generate()``: it lets teacher-forced scoring start from the very prefill that
+generation uses (half the work), times prefill and decode apart, and gives every sample a random stream of its own.
 
 Shapes: B samples, S prompt tokens (left-padded), A answer tokens (right-padded), V vocabulary.
 """
@@ -79,8 +78,8 @@ def prefill(model: Any, batch: Batch) -> Prefill:
 def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:
     """Score the reference answers as decoded tokens; ``read`` can still be continued afterwards.
 
-    The first answer token is predicted by the last prompt token, so under the prefill policy; the others by
-    the answer token before them, under the decode policy.
+    The first answer token is predicted by the last prompt token, so under the prefill policy; the others by the answer
+    token before them, under the decode policy.
     """
     logits = read.logits[:, None]  # [B, 1, V]
     if batch.answer_ids.shape[1] > 1:
@@ -99,8 +98,8 @@ def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:
 def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: Decoding) -> Generation:
     """Continue the prompts token by token; consumes the cache of ``read``.
 
-    A sample ends at an end-of-sequence token, at one of ``decoding.stop`` or after
-    ``decoding.max_new_tokens``; the batch ends with its last sample.
+    A sample ends at an end-of-sequence token, at one of ``decoding.stop`` or after ``decoding.max_new_tokens``; the
+    batch ends with its last sample.
     """
     device = batch.prompt_ids.device
     ends = end_of_sequence_ids(model, tokenizer)
@@ -135,9 +134,9 @@ def end_of_sequence_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 class _Chooser:
     """Chooses the next token of every row: the likeliest, or a draw from the row's own random stream.
 
-    A draw adds Gumbel noise to the log-probabilities and takes the largest, which is an exact draw. The
-    stream's seed is made from the recipe's and the sample's identity, so that neither the rest of the batch
-    nor an interruption changes what is drawn.
+    A draw adds Gumbel noise to the log-probabilities and takes the largest, which is an exact draw. The stream's seed
+    is made from the recipe's and the sample's identity, so that neither the rest of the batch nor an interruption
+    changes what is drawn.
     """
 
     def __init__(self, decoding: Decoding, batch: Batch) -> None:

@@ -28,8 +28,8 @@ WARM_UP = Decoding(max_new_tokens=3)
 class Evaluator(LightningModule):
     """Runs batches under their recipes and makes a record of every sample.
 
-    The policy is switched when the recipe of the batches changes. The first batch of a recipe is preceded by
-    a warm-up on its first sample, so that compilation and lazy set-up are in no timing.
+    The policy is switched when the recipe of the batches changes. The first batch of a recipe is preceded by a warm-up
+    on its first sample, so that compilation and lazy set-up are in no timing.
 
     Args:
         model: a causal language model without a policy.

@@ -1,5 +1,4 @@
-"""The folder of a run: what it ran, the records so far, the tables. It can be continued after any
-interruption.
+"""The folder of a run: what it ran, the records so far, the tables. It can be continued after any interruption.
 
 experiment.yaml   the experiment, complete; ``swaa run`` reads it again
 records.jsonl     one line per sample, appended and flushed as the sample's batch ends
@@ -8,6 +7,7 @@ table.md, .csv    written when the run ends
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from filelock import FileLock, Timeout
@@ -29,8 +29,8 @@ class RunFolder:
     Entering makes the folder, or goes on in it; ``fresh`` deletes what a former run wrote there.
 
     Raises:
-        UserError: the folder cannot be made, another process runs in it, or it holds records of an experiment
-            that differs in a way that would mix incomparable numbers; the differences are named.
+        UserError: the folder cannot be made, another process runs in it, or it holds records of an experiment that
+            differs in a way that would mix incomparable numbers; the differences are named.
     """
 
     def __init__(self, experiment: Experiment, *, fresh: bool = False) -> None:
@@ -42,22 +42,16 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            if self._fresh:
-                for name in (EXPERIMENT, RECORDS, *TABLES):
-                    (self.path / name).unlink(missing_ok=True)
-            self._drop_torn_line()
-            self._check_same()
-            (self.path / EXPERIMENT).write_text(self._experiment.to_yaml(), encoding="utf-8")
+            with contextlib.ExitStack() as locked:
+                locked.enter_context(self._lock.acquire(timeout=0))
+                self._begin()
+                locked.pop_all()  # all is well: keep the lock
         except Timeout as error:
             mend = "Wait for it, or choose another folder with --output."
             raise UserError(f"another process is running in {self.path}. {mend}") from error
         except OSError as error:
             mend = "Choose another with --output."
             raise UserError(f"output folder {self.path}: {error.strerror}. {mend}") from error
-        except UserError:
-            self._lock.release()
-            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -82,6 +76,14 @@ class RunFolder:
         """Write the tables beside the records."""
         for name, text in TABLES.items():
             (self.path / name).write_text(text(rows), encoding="utf-8")
+
+    def _begin(self) -> None:
+        if self._fresh:
+            for name in (EXPERIMENT, RECORDS, *TABLES):
+                (self.path / name).unlink(missing_ok=True)
+        self._drop_torn_line()
+        self._check_same()
+        (self.path / EXPERIMENT).write_text(self._experiment.to_yaml(), encoding="utf-8")
 
     def _check_same(self) -> None:
         if not self.records():
@@ -108,9 +110,8 @@ class RunFolder:
 def differences(before: Experiment, now: Experiment) -> list[str]:
     """What changed between two experiments that makes their records incomparable, a line each.
 
-    The model, the seed, the scorings, and what stands behind the name of a recipe. Adding or dropping
-    recipes, tasks, lengths and examples is no such change, nor is the batch size: records are of single
-    samples.
+    The model, the seed, the scorings, and what stands behind the name of a recipe. Adding or dropping recipes, tasks,
+    lengths and examples is no such change, nor is the batch size: records are of single samples.
     """
     pairs: list[tuple[str, object, object]] = [
         *((f"model.{name}", getattr(before.model, name), getattr(now.model, name)) for name in vars(now.model)),

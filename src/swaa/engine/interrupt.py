@@ -14,8 +14,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequested(BaseException):
-    """Raised by Ctrl-C inside :func:`stoppable`. No KeyboardInterrupt: Lightning would end the process with
-    code 1."""
+    """Raised by Ctrl-C inside :func:`stoppable`. No KeyboardInterrupt: Lightning would end the process with code 1."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A progress bar over the whole grid, with the time that is left."""
+"""A progress bar over the whole grid, with the time that is left; in a log file, a line per recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GridProgress(Callback):
     Args:
         total: samples of the grid.
         done: samples on record already.
-        console: where to draw; nothing is drawn where it is no terminal.
+        console: where to draw; where it is no terminal, one line is printed as each recipe begins.
     """
 
     def __init__(self, *, total: int, done: int, console: Console) -> None:
@@ -38,6 +38,7 @@ class GridProgress(Callback):
             console=console,
             disable=not console.is_terminal,
         )
+        self._recipe = ""
         self._bar = self._progress.add_task("samples", total=total, completed=done)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,7 +52,14 @@ class GridProgress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._progress.update(self._bar, description=batch.recipe.name)
+        if batch.recipe.name == self._recipe:
+            return
+        self._recipe = batch.recipe.name
+        self._progress.update(self._bar, description=self._recipe)
+        if not self._progress.console.is_terminal:
+            bar = self._progress.tasks[self._bar]
+            line = f"{bar.completed:.0f} of {bar.total:.0f} samples done; now: {self._recipe}"
+            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def on_predict_batch_end(
         self,

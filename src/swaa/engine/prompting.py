@@ -25,8 +25,7 @@ class Prompt:
 
 
 def render(tokenizer: Any, prompt: str, answer_prefix: str) -> str:
-    """The text that the model continues: the chat template around ``prompt``, then the beginning of the
-    answer.
+    """The text that the model continues: the chat template around ``prompt``, then the beginning of the answer.
 
     A tokenizer without a chat template gets the prompt as it is, a line end, and the beginning of the answer.
     """
@@ -39,8 +38,7 @@ def render(tokenizer: Any, prompt: str, answer_prefix: str) -> str:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a rendered text; special tokens are added only where no chat template has written
-    them."""
+    """The tokens of a rendered text; special tokens are added only where no chat template has written them."""
     ids: list[int] = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
     return ids
 
@@ -53,9 +51,8 @@ def count_tokens(tokenizer: Any, prompt: str, answer_prefix: str) -> int:
 def prepare(tokenizer: Any, example: Example) -> Prompt:
     """The tokens of an example's prompt and of its answer.
 
-    The answer's tokens are those that follow the prompt's when both are tokenised as one text. Where that
-    would change the prompt's own last token, they are tokenised apart, so that generating and scoring see the
-    same prompt.
+    The answer's tokens are those that follow the prompt's when both are tokenised as one text. Where that would change
+    the prompt's own last token, they are tokenised apart, so that generating and scoring see the same prompt.
 
     Raises:
         UserError: the answer has no tokens.

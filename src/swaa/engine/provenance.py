@@ -13,8 +13,7 @@ _PACKAGES = ("swaa", "torch", "transformers", "lightning")
 
 @functools.cache
 def git_hash() -> str | None:
-    """The commit of the repository that this code lies in, with ``+`` where tracked files were altered; else
-    None."""
+    """The commit of the repository that this code lies in, with ``+`` where tracked files were altered; else None."""
     root = Path(__file__).parent
     try:
         tracked = _git(root, "ls-files", "--error-unmatch", Path(__file__).name)

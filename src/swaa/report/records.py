@@ -38,9 +38,8 @@ class Record:
         generated: the raw text that came, without the end-of-sequence token; None if nothing was generated.
         scores: ``score`` and ``all_correct`` (0 or 1) by the task's grader, ``forced_exact`` (0 or 1) and
             ``forced_nll`` (nats per answer token) of the teacher-forced answer. Absent where not asked for.
-        timing: ``prefill_seconds`` (wall time of the batch's prefill divided by its samples),
-            ``decode_ms_per_token`` (wall time of one decode step of the batch; absent if there was none),
-            ``batch_size``, ``new_tokens``.
+        timing: ``prefill_seconds`` (wall time of the batch's prefill divided by its samples), ``decode_ms_per_token``
+            (wall time of one decode step of the batch; absent if there was none), ``batch_size``, ``new_tokens``.
         cost: ``visible_pair_share`` and ``kv_share``, fractions of what full attention does and keeps.
         git: commit of the code, with ``+`` where files were altered; None outside a repository.
         versions: of the libraries.

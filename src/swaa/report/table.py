@@ -150,8 +150,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """All rows in one CSV table, at full precision, an interval in two columns; an empty cell was not
-    measured."""
+    """All rows in one CSV table, at full precision, an interval in two columns; an empty cell was not measured."""
     out = io.StringIO()
     writer: csv.DictWriter[str] | None = None
     for row in rows:
