@@ -112,7 +112,7 @@ def reference(
     native: dict[int, Meaning] | None = None,
     mutation: Mutation = Mutation(),  # frozen
 ) -> Iterator[None]:
-    """Inside the block the model runs on this file's attention. Give it rows without padding, one at a time.
+    """Inside the block the model runs on this file's attention. Give it rows without padding and no cache.
 
     Args:
         meaning: the policy.
@@ -159,24 +159,26 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     assert attention_mask is None
-    assert query.shape[0] == 1, "one row at a time"
     assert query.shape[2] == key.shape[2], "without a cache"
     assert dropout == 0.0
-    outputs = []
     mask = loop_mask(module.layer_idx, query.shape[1], query.shape[2])  # type: ignore[arg-type]
     per_group = query.shape[1] // key.shape[1]
-    for head in range(query.shape[1]):
-        scores = query[0, head].float() @ key[0, head // per_group].float().T
-        scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        scores = scores.masked_fill(~mask[head], float("-inf"))
-        if s_aux is not None:
-            scores = torch.cat([scores, s_aux[head].float().expand(len(scores), 1)], -1)
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        weights = weights / weights.sum(-1, keepdim=True)
-        outputs.append((weights[:, : key.shape[2]] @ value[0, head // per_group].float()).to(value.dtype))
-    return torch.stack(outputs, 1).unsqueeze(0), None  # [B, Q, H, D]
+    rows = []
+    for row in range(len(query)):
+        outputs = []
+        for head in range(query.shape[1]):
+            scores = query[row, head].float() @ key[row, head // per_group].float().T
+            scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
+            scores = scores.masked_fill(~mask[head], float("-inf"))
+            if s_aux is not None:
+                scores = torch.cat([scores, s_aux[head].float().expand(len(scores), 1)], -1)
+            weights = (scores - scores.amax(-1, keepdim=True)).exp()
+            weights = weights / weights.sum(-1, keepdim=True)
+            outputs.append((weights[:, : key.shape[2]] @ value[row, head // per_group].float()).to(value.dtype))
+        rows.append(torch.stack(outputs, 1))
+    return torch.stack(rows), None  # [B, Q, H, D]
 
 
 AttentionInterface.register(NAME, _attention)

@@ -11,31 +11,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import swaa
+from hf.batches import CLOSE, padded, rows_of
 from hf.reference import FULL, SIX, Composition, Mutation, reference
-from hf.zoo import ARCHITECTURES, BY_TYPE, WORDS, Architecture
+from hf.zoo import ARCHITECTURES, BY_TYPE, Architecture
 from swaa.hf import forward, masks
 from swaa.hf.forward import Prompt
 
 LENGTHS = (12, 9, 5)
 """Tokens of the prompts; the batch is padded on the left to the longest."""
 NEW = 8
-TOLERANCE = {"atol": 3e-4, "rtol": 1e-3}
 BY_NAME = {composition.name: composition for composition in SIX}
 
 
 def prompts() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, WORDS, (length,), generator=generator) for length in LENGTHS]
-
-
-def padded(rows: list[Tensor]) -> dict[str, Tensor]:
-    """Rows, padded on the left."""
-    width = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = row
-        mask[index, width - len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    return rows_of(*LENGTHS)
 
 
 @cache
@@ -99,7 +88,7 @@ def recompute(
 
 def assert_equal(generated: Generated, expected: Generated) -> None:
     assert generated.tokens.tolist() == expected.tokens.tolist()
-    torch.testing.assert_close(generated.logits, expected.logits, **TOLERANCE)
+    torch.testing.assert_close(generated.logits, expected.logits, **CLOSE)
 
 
 def possible(architecture: Architecture, composition: Composition) -> bool:
@@ -135,7 +124,7 @@ def test_full_attention_equals_the_models_own(architecture: Architecture) -> Non
         with swaa.apply_policy(model, FULL.policy):
             ours = model(**batch).logits
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(ours[real], eager[real], **TOLERANCE)
+    torch.testing.assert_close(ours[real], eager[real], **CLOSE)
     generated = from_cache(architecture, FULL)
     assert_equal(generated, recompute(architecture, FULL, generated))
 
@@ -151,7 +140,7 @@ def test_the_native_mask_is_what_makes_the_difference(architecture: Architecture
 def test_the_policy_changes_the_logits(architecture: Architecture, composition: Composition) -> None:
     """Of the row without padding, from its first new token on."""
     full, restricted = from_cache(architecture, FULL).logits[0, 0], from_cache(architecture, composition).logits[0, 0]
-    assert (full - restricted).abs().max() > 100 * TOLERANCE["atol"]
+    assert (full - restricted).abs().max() > 100 * CLOSE["atol"]
 
 
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.drops_kwargs], ids=str)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from swaa.compiler.plan import check_kernel_request
 from swaa.errors import UserError, invalid
 from swaa.hf.attention import register_attention
-from swaa.hf.forward import after_forward, before_forward
+from swaa.hf.forward import after_forward, before_forward, before_model
 from swaa.hf.masks import register_masks
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, make_spec, text_config
 from swaa.policies import AttentionPolicy, parse_policy
@@ -27,8 +27,11 @@ _MISSING = object()
 class PolicyHandle:
     """A policy on a model: a context manager, and a handle with :meth:`remove`. Made by :func:`apply_policy`."""
 
-    def __init__(self, decoder: PreTrainedModel, policy: AttentionPolicy, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, base: PreTrainedModel, decoder: PreTrainedModel, policy: AttentionPolicy, spec: dict[str, Any]
+    ) -> None:
         self.policy = policy
+        self._base = base
         self._decoder = decoder
         self._spec = spec
         self._previous_spec = getattr(decoder.config, ATTRIBUTE, _MISSING)
@@ -43,6 +46,8 @@ class PolicyHandle:
                 decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
                 decoder.register_forward_hook(after_forward, with_kwargs=True),
             ]
+            if self._base is not decoder:
+                self._hooks.append(self._base.register_forward_pre_hook(before_model, with_kwargs=True))
         setattr(decoder.config, ATTRIBUTE, self._spec)
         decoder.set_attn_implementation(IMPLEMENTATION)
         return self
@@ -106,16 +111,17 @@ def apply_policy(
     """
     check_kernel_request(kernel)
     parsed = parse_policy(policy)
-    decoder = _decoder(model)
+    base, decoder = _base_and_decoder(model)
     spec = make_spec(parsed, kernel)
     config = decoder.config
     PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what does not exist
-    return PolicyHandle(decoder, parsed, spec)._install()
+    return PolicyHandle(base, decoder, parsed, spec)._install()
 
 
-def _decoder(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers module that owns the text decoder, checked to run under policies."""
-    base = getattr(model, "get_base_model", lambda: model)()
+def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The transformers model inside its wrappers, and its text decoder, checked to run under policies."""
+    base: Any = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    base = getattr(base, "get_base_model", lambda: base)()
     if not isinstance(base, PreTrainedModel):
         mend = "Load one with swaa.load or AutoModelForCausalLM.from_pretrained."
         raise invalid("model", accepted="a transformers model", got=type(model).__name__, mend=mend)
@@ -137,7 +143,7 @@ def _decoder(model: torch.nn.Module) -> PreTrainedModel:
         raise UserError(
             f"{name}: is configured for bidirectional attention, and policies are causal. Set is_causal=True."
         )
-    return decoder
+    return base, decoder
 
 
 def _dispatches(decoder: PreTrainedModel) -> bool:

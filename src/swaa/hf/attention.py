@@ -62,6 +62,8 @@ def policy_attention(
             f"{owner}: the layer does not know its own index (layer_idx), so no policy can be chosen for it."
         )
     context = kwargs.get(CONTEXT_KEY)
+    if isinstance(context, ForwardContext):
+        context.arrived = True
     program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
     layer = attention_mask.policy.layer(layer_index, query_BHQD.shape[1])
     out_BHQD = program.attend(

@@ -7,7 +7,8 @@ prompt ended is remembered on the cache, because the cache is what a generation 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from swaa.errors import UserError, invalid
 from swaa.hf.spec import policy_on
+from swaa.policies import AttentionPolicy
 
 CONTEXT_KEY = "swaa_context"
 """The keyword argument that carries the context to attention."""
@@ -34,12 +36,14 @@ class Prompt:
     """Did the user say so? Otherwise it is the width of the cache's first forward pass."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ForwardContext:
     """What the pre-hook found out."""
 
     prompt: Prompt | None = None
     packed_positions: Tensor | None = None
+    arrived: bool = False
+    """Has an attention layer got it? Some models drop keyword arguments on the way."""
 
 
 def declare_prompt(cache: Any, prompt_lengths: Tensor | int) -> Any:
@@ -64,62 +68,119 @@ def declare_prompt(cache: Any, prompt_lengths: Tensor | int) -> Any:
 
 def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The forward pre-hook: find the prompt's length and packing, and pass them on."""
+    if args:
+        kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     kwargs = dict(kwargs)
     lengths = kwargs.pop("prompt_lengths", None)
     tokens = next(
-        (value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if value is not None), None
+        (value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if value is not None), None
     )
     if tokens is None:
-        return args, kwargs  # the model itself will say what is missing
+        return (), kwargs  # the model itself will say what is missing
     cache = kwargs.get("past_key_values")
     seen = 0 if cache is None else int(cache.get_seq_length())
     packed = _packed_positions(kwargs.get("position_ids"), kwargs.get("attention_mask")) if seen == 0 else None
-    prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens)), declared=True) if lengths is not None else None
+    prompt = None
+    if lengths is not None:
+        prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens), packed is not None), declared=True)
     if cache is not None:
-        prompt = _prompt_of_cache(decoder, cache, seen, tokens.shape[1], prompt)
+        prompt = _prompt_of_cache(decoder, cache, seen, tokens, prompt)
     kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed)
-    return args, kwargs
+    return (), kwargs
 
 
 def after_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """The forward hook: a cache that the decoder made for itself remembers where the prompt ended."""
-    cache = getattr(output, "past_key_values", None)
     context = kwargs.get(CONTEXT_KEY)
+    if not isinstance(context, ForwardContext):
+        return
+    if context.packed_positions is not None and not context.arrived:
+        raise dropped_context(policy_on(decoder.config).policy, "the position_ids pack several documents into a row")
+    cache = getattr(output, "past_key_values", None)
     if cache is not None and not hasattr(cache, _ON_CACHE):
-        prompt = context.prompt if isinstance(context, ForwardContext) else None
-        setattr(cache, _ON_CACHE, prompt or Prompt(width=int(cache.get_seq_length())))
+        setattr(cache, _ON_CACHE, context.prompt or Prompt(width=int(cache.get_seq_length())))
 
 
-def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, queries: int, given: Prompt | None) -> Prompt:
+def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A forward pre-hook on the model around the decoder: refuses generation that hides where the prompt ends.
+
+    Only the number of logits asked for shows it. The first forward pass of assisted decoding holds prompt and draft
+    together; generation without a cache runs the whole sequence anew for each token.
+    """
+    logits, cache = kwargs.get("logits_to_keep"), kwargs.get("past_key_values")
+    policy = policy_on(model.config)
+    if not policy.by_phase or not isinstance(logits, int) or kwargs.get("prompt_lengths") is not None:
+        return
+    if cache is None and logits == 1 and kwargs.get("use_cache") is False:
+        raise UserError(
+            f"{policy.policy}: the policy depends on where the prompt ends, and generate(use_cache=False) does not "
+            f"show it. Generate with a cache; in a forward pass of your own, give prompt_lengths."
+        )
+    if cache is not None and logits > 1 and int(cache.get_seq_length()) == 0:
+        known: Prompt | None = getattr(cache, _ON_CACHE, None)
+        if known is None or not known.declared:
+            reason = f"{logits} logits are wanted of the cache's first forward pass (assisted decoding)"
+            raise _undeclared(policy.policy, reason)
+
+
+def dropped_context(policy: AttentionPolicy, reason: str) -> UserError:
+    """The error of a model whose attention does not get what the pre-hook found out."""
+    return UserError(
+        f"{policy}: {reason}, but this model does not pass keyword arguments on to attention, or runs without the "
+        f"hooks of swaa.apply_policy. Apply the policy to this very model; if it was, use another model for this."
+    )
+
+
+def _undeclared(policy: AttentionPolicy, reason: str) -> UserError:
+    return UserError(
+        f"{policy}: the policy depends on where the prompt ends, and {reason}. "
+        f"Say where: swaa.declare_prompt(cache, prompt_lengths), before the forward pass, with the cache passed as "
+        f"past_key_values."
+    )
+
+
+def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, given: Prompt | None) -> Prompt:
     known: Prompt | None = getattr(cache, _ON_CACHE, None)
+    queries = tokens.shape[1]
     if given is not None:
         known = given
     elif seen == 0 and (known is None or not known.declared):
         known = Prompt(width=queries)
-    elif known is None or not (known.declared or queries == 1):
+    elif known is None or not (known.declared or (queries == 1 and seen >= (known.width or 0))):
         policy = policy_on(decoder.config)
         if policy.by_phase:
-            what = (
-                "this cache was filled before the policy was applied"
-                if known is None
-                else f"{queries} tokens were added at once to a cache whose prompt had ended "
-                "(chunked prefill, assisted decoding or another turn)"
-            )
-            raise UserError(
-                f"{policy.policy}: the policy depends on where the prompt ends, and {what}. "
-                f"Say where: swaa.declare_prompt(cache, prompt_lengths), before the first forward pass."
-            )
+            reason = "this cache was filled before the policy was applied"
+            if known is not None:
+                reason = (
+                    f"{queries} tokens were added to a cache of {seen} whose prompt had ended "
+                    "(chunked prefill, assisted decoding or another turn)"
+                )
+            raise _undeclared(policy.policy, reason)
         known = known or Prompt(width=seen + queries)
+    known = _for_batch(known, len(tokens))
     setattr(cache, _ON_CACHE, known)
     return known
 
 
-def _checked_lengths(lengths: Any, batch: int) -> Tensor:
-    checked: Tensor = torch.as_tensor(lengths)
-    if checked.is_floating_point() or checked.dim() == 0 or len(checked) != batch:
+def _for_batch(prompt: Prompt, batch: int) -> Prompt:
+    """The prompt of a batch whose samples generate() has repeated for beams or for several answers to each."""
+    lengths = prompt.lengths
+    if lengths is None or len(lengths) in (1, batch):
+        return prompt
+    if batch % len(lengths):
         mend = "Give the number of prompt tokens, padding not counted, of each sample."
-        raise invalid("prompt_lengths", accepted=f"an int tensor with {batch} rows", got=lengths, mend=mend)
-    return checked
+        raise invalid("prompt_lengths", accepted=f"one int per sample ({batch})", got=lengths.tolist(), mend=mend)
+    return replace(prompt, lengths=lengths.repeat_interleave(batch // len(lengths), 0))
+
+
+def _checked_lengths(given: Any, batch: int, packed: bool) -> Tensor:
+    lengths = torch.as_tensor(given)
+    dims = (1, 2) if packed else (1,)
+    if lengths.is_floating_point() or lengths.dim() not in dims or len(lengths) != batch or bool((lengths < 0).any()):
+        shape = f"[{batch}] (or [{batch}, documents])" if packed else f"[{batch}]"
+        mend = "Give the number of prompt tokens, padding not counted, of each sample."
+        raise invalid("prompt_lengths", accepted=f"ints >= 0 of shape {shape}", got=lengths.tolist(), mend=mend)
+    return lengths
 
 
 def _packed_positions(position_ids: Tensor | None, attention_mask: Any) -> Tensor | None:

@@ -20,10 +20,10 @@ from transformers import AttentionMaskInterface
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.program import AttentionProgram
 from swaa.errors import UserError
-from swaa.hf.forward import ForwardContext, Prompt
+from swaa.hf.forward import ForwardContext, Prompt, dropped_context
 from swaa.hf.native import native_predicate
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, policy_on
-from swaa.policies import Predicate
+from swaa.policies import Predicate, SlidingWindow
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class MaskPlan(BlockMask):
         padding_BS: Tensor | None,
         native: Predicate | None,
         device: torch.device,
+        mask_function: Callable[..., Any] | None = None,
     ) -> None:
         # no super().__init__(): there are no blocks yet, and layers with different policies need different ones
         self.policy = policy
@@ -58,6 +59,7 @@ class MaskPlan(BlockMask):
         self.padding_BS = padding_BS
         self.native = native
         self.device = device
+        self.mask_function = mask_function
         self._program: AttentionProgram | None = None
 
     @property
@@ -92,6 +94,7 @@ class MaskPlan(BlockMask):
             padding_BS=None if self.padding_BS is None else self.padding_BS.to(device),
             native=self.native,
             device=torch.device(device),
+            mask_function=self.mask_function,
         )
 
     def __repr__(self) -> str:
@@ -103,17 +106,25 @@ class MaskPlan(BlockMask):
         """The attention program of this forward pass, built by the first layer that asks.
 
         Raises:
-            UserError: the policy differs by phase and the model did not pass the context on.
+            UserError: the policy differs by phase, or documents are packed, and the model did not pass the context on.
         """
         if self._program is None:
             if context is None and self.policy.by_phase:
-                raise UserError(
-                    f"{self.policy.policy}: the policy differs by phase, but this model does not pass keyword "
-                    f"arguments on to attention, so the prompt's length is unknown there. "
-                    f"Use a policy without in_phase."
-                )
+                raise dropped_context(self.policy.policy, "the policy differs by phase")
+            if context is None and self._packs_documents():
+                raise dropped_context(self.policy.policy, "the position_ids pack several documents into a row")
             self._program = AttentionProgram(self._layout(context or ForwardContext()), self.policy.kernel)
         return self._program
+
+    def _packs_documents(self) -> bool:
+        """Has transformers detected packing? Then its own mask hides from some query the token just before it."""
+        if self.mask_function is None or self.query_offset or self.padding_BS is not None or self.query_length < 2:
+            return False
+        if self.native is not None and not SlidingWindow(2).implies(self.native):
+            return False  # a native mask that hides it too
+        queries = torch.arange(1, self.query_length, device=self.device).unsqueeze(0)
+        samples = torch.arange(self.batch_size, device=self.device).unsqueeze(-1)
+        return not bool(torch.as_tensor(self.mask_function(samples, 0, queries, queries - 1)).all())
 
     def _layout(self, context: ForwardContext) -> TokenLayout:
         prompt = context.prompt or Prompt()
@@ -192,6 +203,7 @@ def plan_mask(
         padding_BS=attention_mask,
         native=native_predicate(local_size, chunk),
         device=torch.device(device),
+        mask_function=mask_function,
     )
 
 
