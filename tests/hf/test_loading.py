@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swaa.errors import UserError
-from swaa.hf.load import load
+from swaa.hf.loading import load
 from swaa.policies import FullAttention, SlidingWindow
 
 WORDS = ["<unk>", "</s>", "the", "cat", "sat", "on", "mat", "and", "looked", "at", "moon"]
@@ -39,9 +39,7 @@ def logits(folder: Path, policy: object = None) -> torch.Tensor:
     """[token, word]: the model's logits on one sentence, in float32."""
     model, tokenizer = load(folder, policy, dtype="float32", device="cpu")  # type: ignore[arg-type]
     with torch.no_grad():
-        return model(
-            **tokenizer("the cat sat on the mat and looked at the moon", return_tensors="pt")
-        ).logits[0]
+        return model(**tokenizer("the cat sat on the mat and looked at the moon", return_tensors="pt")).logits[0]
 
 
 def test_a_local_folder_is_ready_to_generate(tiny: Path) -> None:
@@ -72,9 +70,7 @@ def test_the_catalogues_model_loads_by_name(smollm2: Path) -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_the_dtype_is_the_checkpoints_own_unless_asked(
-    tiny: Path, asked: str | torch.dtype, got: torch.dtype
-) -> None:
+def test_the_dtype_is_the_checkpoints_own_unless_asked(tiny: Path, asked: str | torch.dtype, got: torch.dtype) -> None:
     assert load(tiny, dtype=asked, device="cpu")[0].dtype == got
 
 
@@ -94,13 +90,9 @@ def test_a_saved_policy_comes_back_and_full_attention_overrides_it(tiny: Path, t
     torch.testing.assert_close(logits(saved, FullAttention()), logits(tiny))
 
 
-@pytest.mark.parametrize(
-    "path", ["./no/such/model", "/no/such/model", "~/no-such-model", "no/such/model", "a b"]
-)
+@pytest.mark.parametrize("path", ["./no/such/model", "/no/such/model", "~/no-such-model", "no/such/model", "a b"])
 def test_a_folder_that_is_not_there(path: str) -> None:
-    with pytest.raises(
-        UserError, match=r"there is no such model folder\. Check the path, or give one of the names"
-    ):
+    with pytest.raises(UserError, match=r"there is no such model folder\. Check the path, or give one of the names"):
         load(path)
 
 
@@ -111,9 +103,7 @@ def test_a_path_object_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"expected a model folder, and it has no config\.json\. Give the folder"
-    ):
+    with pytest.raises(UserError, match=r"expected a model folder, and it has no config\.json\. Give the folder"):
         load(tmp_path)
 
 
@@ -133,9 +123,7 @@ def test_a_hub_that_cannot_be_reached() -> None:
 def test_damaged_weights_are_named(tiny: Path) -> None:
     weights = tiny / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(
-        UserError, match=r"damaged weights: .*model\.safetensors cannot be read \(.*\)\. Copy or"
-    ):
+    with pytest.raises(UserError, match=r"damaged weights: .*model\.safetensors cannot be read \(.*\)\. Copy or"):
         load(tiny)
 
 
@@ -181,9 +169,7 @@ class Model(LlamaForCausalLM):
     config = json.loads((tiny / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (tiny / "config.json").write_text(json.dumps(config | own))
-    with pytest.raises(
-        UserError, match=r"runs Python code that it brings along.*pass trust_remote_code=True"
-    ):
+    with pytest.raises(UserError, match=r"runs Python code that it brings along.*pass trust_remote_code=True"):
         load(tiny)
     assert not trace.exists()
     model, _ = load(tiny, trust_remote_code=True)
@@ -204,9 +190,7 @@ def test_dtypes_and_devices_that_cannot_be_had(tiny: Path) -> None:
         load(tiny, dtype="bf16")
     with pytest.raises(UserError, match=r"dtype: expected a floating-point dtype, got torch\.int8"):
         load(tiny, dtype=torch.int8)
-    with pytest.raises(
-        UserError, match=r"device: expected a device of this machine \('auto', 'cpu'.*got 'cuda:99'"
-    ):
+    with pytest.raises(UserError, match=r"device: expected a device of this machine \('auto', 'cpu'.*got 'cuda:99'"):
         load(tiny, device="cuda:99")
     with pytest.raises(UserError, match="device: expected a device of this machine .*got 'gpu'"):
         load(tiny, device="gpu")
