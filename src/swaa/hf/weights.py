@@ -199,7 +199,7 @@ def _from_gguf(model: CatalogueModel, folder: Path, gguf: Path) -> str:
     # model that strictly takes every tensor of the loaded one comes out the same; packed ones would not fit.
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    dense: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+    dense: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32
     )
     dense.load_state_dict(loaded.state_dict(), strict=True)
