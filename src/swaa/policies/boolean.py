@@ -11,9 +11,11 @@ Functions" (1956).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from swaa.errors import UserError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 MOST_ATOMS = 10
 """A formula may combine this many distinct predicates: its truth table has 2**10 rows."""
 
-Assignment = tuple[bool, ...]
+_Rows = int  # a set of assignments: bit r for row r of the truth table, in which atom i is true iff r has bit i
 _Cube = tuple[bool | None, ...]  # one entry per atom; None where the atom does not matter
 
 
@@ -42,18 +44,14 @@ class Formula:
         """The distinct predicates, sorted."""
         return tuple(sorted({atom for term in self.terms for atom, _ in term}, key=lambda atom: atom.sort_key))
 
-    def holds(self, values: dict[Predicate, bool]) -> bool:
-        """The formula's truth where each predicate has the given truth."""
-        return any(all(values[atom] == asserted for atom, asserted in term) for term in self.terms)
-
     def __or__(self, other: Formula) -> Formula:
-        return _canonical(self, other, lambda a, b: a or b)
+        return _canonical(self, other, operator.or_)
 
     def __and__(self, other: Formula) -> Formula:
-        return _canonical(self, other, lambda a, b: a and b)
+        return _canonical(self, other, operator.and_)
 
     def __invert__(self) -> Formula:
-        return _canonical(self, NOWHERE, lambda a, _: not a)
+        return _canonical(self, NOWHERE, lambda a, _: ~a)
 
     @property
     def sort_key(self) -> tuple[object, ...]:
@@ -69,81 +67,107 @@ def literal(atom: Predicate) -> Formula:
     return Formula((((atom, True),),))
 
 
-def _assignments(count: int) -> Iterator[Assignment]:
-    for row in range(1 << count):
-        yield tuple(bool(row >> bit & 1) for bit in range(count))
+@cache
+def _columns(count: int) -> tuple[_Rows, ...]:
+    """For each of ``count`` atoms, the assignments in which it is true."""
+    return tuple(sum(1 << row for row in range(1 << count) if row >> position & 1) for position in range(count))
 
 
-@lru_cache(maxsize=65536)
-def _canonical_table(atoms: tuple[Predicate, ...], on: frozenset[Assignment]) -> Formula:
-    """The canonical formula over sorted ``atoms`` that holds at the consistent assignments ``on``, and only there."""
-    implied = [(a, b) for a in range(len(atoms)) for b in range(len(atoms)) if a != b and atoms[a].implies(atoms[b])]
-    possible = {row for row in _assignments(len(atoms)) if not any(row[a] and not row[b] for a, b in implied)}
-    on = on & possible
-    for position in range(len(atoms)):
-        if _independent(on, possible, position):
-            rest = atoms[:position] + atoms[position + 1 :]
-            return _canonical_table(rest, frozenset(row[:position] + row[position + 1 :] for row in on))
-    off = possible - on
-    if not off:
-        return EVERYWHERE
-    primes = _primes(on, off, len(atoms))
-    return Formula(tuple(_term(atoms, cube) for cube in _cover(on, primes)))
-
-
-def _canonical(left: Formula, right: Formula, op: Callable[[bool, bool], bool]) -> Formula:
+def _canonical(left: Formula, right: Formula, op: Callable[[_Rows, _Rows], _Rows]) -> Formula:
     atoms = tuple(sorted({*left.atoms, *right.atoms}, key=lambda atom: atom.sort_key))
     if len(atoms) > MOST_ATOMS:
         raise UserError(
             f"policy: expected at most {MOST_ATOMS} different predicates in one place, got {len(atoms)}. "
             f"Write the combination as one predicate of your own."
         )
-    rows = (dict(zip(atoms, row, strict=True)) for row in _assignments(len(atoms)))
-    on = frozenset(tuple(row.values()) for row in rows if op(left.holds(row), right.holds(row)))
-    return _canonical_table(atoms, on)
+    return _canonical_table(atoms, op(_table(left, atoms), _table(right, atoms)) & _all_rows(len(atoms)))
 
 
-def _independent(on: frozenset[Assignment], possible: set[Assignment], position: int) -> bool:
+def _table(formula: Formula, atoms: tuple[Predicate, ...]) -> _Rows:
+    """The assignments at which the formula holds."""
+    column = dict(zip(atoms, _columns(len(atoms)), strict=True))
+    table = 0
+    for term in formula.terms:
+        rows = _all_rows(len(atoms))
+        for atom, asserted in term:
+            rows &= column[atom] if asserted else ~column[atom]
+        table |= rows
+    return table
+
+
+@lru_cache(maxsize=65536)
+def _canonical_table(atoms: tuple[Predicate, ...], on: _Rows) -> Formula:
+    """The canonical formula over sorted ``atoms`` that holds at the consistent assignments ``on``, and only there."""
+    columns = _columns(len(atoms))
+    possible = _all_rows(len(atoms))
+    for a, here in enumerate(atoms):
+        for b, other in enumerate(atoms):
+            if a != b and here.implies(other):
+                possible &= ~(columns[a] & ~columns[b])
+    on &= possible
+    for position in range(len(atoms)):
+        if _independent(on, possible, position, columns[position]):
+            rest = atoms[:position] + atoms[position + 1 :]
+            return _canonical_table(rest, _without(on, position, len(atoms)))
+    off = possible & ~on
+    if not off:
+        return EVERYWHERE
+    return Formula(tuple(_term(atoms, cube) for cube in _cover(on, _primes(on, off, len(atoms)))))
+
+
+def _all_rows(count: int) -> _Rows:
+    return (1 << (1 << count)) - 1
+
+
+def _independent(on: _Rows, possible: _Rows, position: int, column: _Rows) -> bool:
     """Does the atom at ``position`` make no difference wherever both its values are possible?"""
-    for row in possible:
-        flipped = (*row[:position], not row[position], *row[position + 1 :])
-        if flipped in possible and (row in on) != (flipped in on):
-            return False
-    return True
+    flip = 1 << position  # from a row in which the atom is false to the row in which it is true
+    both = possible & (possible >> flip) & ~column
+    return not (on ^ (on >> flip)) & both
 
 
-def _primes(on: frozenset[Assignment], off: set[Assignment], count: int) -> list[_Cube]:
-    """The largest cubes that touch ``on`` and miss ``off``; don't-cares may lie inside."""
+def _without(on: _Rows, position: int, count: int) -> _Rows:
+    """The same assignments with the atom at ``position`` left out."""
+    low = (1 << position) - 1
+    rest = 0
+    for row in range(1 << count):
+        if on >> row & 1:
+            rest |= 1 << (row & low | (row >> position + 1) << position)
+    return rest
 
-    def is_implicant(cube: _Cube) -> bool:
-        return not any(_covers(cube, row) for row in off)
 
-    primes: set[_Cube] = set()
-    frontier: set[_Cube] = set(on)
+def _primes(on: _Rows, off: _Rows, count: int) -> list[tuple[_Cube, _Rows]]:
+    """The largest cubes that touch ``on`` and miss ``off``, with their rows; don't-cares may lie inside."""
+    primes: dict[_Cube, _Rows] = {}
+    frontier: dict[_Cube, _Rows] = {
+        tuple(bool(row >> i & 1) for i in range(count)): 1 << row for row in range(1 << count) if on >> row & 1
+    }
     while frontier:
-        wider: set[_Cube] = set()
-        for cube in frontier:
-            grown = {(*cube[:i], None, *cube[i + 1 :]) for i in range(count) if cube[i] is not None}
-            grown = {candidate for candidate in grown if is_implicant(candidate)}
-            if not grown:
-                primes.add(cube)
-            wider |= grown
+        wider: dict[_Cube, _Rows] = {}
+        for cube, rows in frontier.items():
+            is_prime = True
+            for i, value in enumerate(cube):
+                if value is not None:
+                    grown = rows | (rows >> (1 << i) if value else rows << (1 << i))
+                    if not grown & off:
+                        is_prime = False
+                        wider[*cube[:i], None, *cube[i + 1 :]] = grown
+            if is_prime:
+                primes[cube] = rows
         frontier = wider
-    return sorted(primes, key=_cube_key)
+    return sorted(primes.items(), key=lambda item: _cube_key(item[0]))
 
 
-def _cover(on: frozenset[Assignment], primes: list[_Cube]) -> list[_Cube]:
+def _cover(on: _Rows, primes: list[tuple[_Cube, _Rows]]) -> list[_Cube]:
     """A subset of ``primes`` that covers ``on`` and has no member to spare, chosen by a fixed order."""
-    chosen = list(primes)
-    for cube in reversed(primes):  # drop the longest first
-        rest = [other for other in chosen if other != cube]
-        if all(any(_covers(other, row) for other in rest) for row in on):
-            chosen = rest
+    before = [0, *accumulate((rows for _, rows in primes), operator.or_)]
+    chosen: list[_Cube] = []
+    kept = 0
+    for (cube, rows), earlier in zip(reversed(primes), reversed(before[:-1]), strict=True):  # drop the longest first
+        if on & ~(earlier | kept):
+            chosen.append(cube)
+            kept |= rows
     return sorted(chosen, key=lambda cube: [-1 if value is None else int(not value) for value in cube])
-
-
-def _covers(cube: _Cube, row: Assignment) -> bool:
-    return all(value is None or value == bit for value, bit in zip(cube, row, strict=True))
 
 
 def _cube_key(cube: _Cube) -> tuple[int, list[int]]:
