@@ -146,15 +146,19 @@ class Predicate(AttentionPolicy):
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     def require_int(self, name: str, *, at_least: int, unit: str = "tokens") -> None:
-        """Refuse the field unless it is an int of at least ``at_least``; call it from ``__post_init__``.
+        """Refuse the field unless it is an int of at least ``at_least`` (and below 2**31, the kernels' index type).
+
+        Call it from ``__post_init__``.
 
         Raises:
             UserError: names the class, the field, the accepted range and the value.
         """
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value < 2**31:
             owner = type(self).__name__
             accepted = f"an int >= {at_least} ({unit})"
+            if isinstance(value, int) and value >= 2**31:
+                accepted = f"an int from {at_least} to {2**31 - 1} ({unit})"
             raise invalid(
                 f"{owner}.{name}", accepted=accepted, got=value, mend=f"Write for example {owner}({at_least})."
             )

@@ -61,9 +61,9 @@ def _evaluate(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Constant(value):
             return value
-        case ast.List(items) | ast.Tuple(items):
-            return [_evaluate(item, text) for item in items]
-        case ast.UnaryOp(ast.USub(), ast.Constant(int() as number)):
+        case ast.List(items) | ast.Tuple(items):  # a tuple, as the fields of a policy are
+            return tuple(_evaluate(item, text) for item in items)
+        case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)):
             return -number
         case ast.UnaryOp(ast.Invert(), operand):
             return ~_policy(operand, text)
@@ -100,7 +100,7 @@ def _policy_class(name: str) -> Callable[..., Any]:
 
 def _call(name: str, function: Callable[..., Any], args: list[ast.expr], keywords: list[ast.keyword], text: str) -> Any:
     values = [_evaluate(arg, text) for arg in args]
-    named = {word.arg: _evaluate(word.value, text) for word in keywords if word.arg is not None}
+    named = {word.arg or "**": _evaluate(word.value, text) for word in keywords}  # '**' is no parameter: refused
     _check_arguments(name, function, *values, **named)
     return function(*values, **named)
 

@@ -12,12 +12,11 @@ import importlib.util
 import sys
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import ModuleType
+from typing import TypeVar
 
 from swaa.errors import UserError, invalid, unknown
-
-if TYPE_CHECKING:
-    from swaa.policies.base import Predicate
+from swaa.policies.base import Predicate
 
 ENTRY_POINT_GROUP = "swaa.policies"
 P = TypeVar("P", bound="type[Predicate]")
@@ -30,8 +29,11 @@ def register_policy(policy_class: P) -> P:
     """Class decorator: make a predicate known by its class name to YAML, the command line and the tests.
 
     Raises:
-        UserError: the class is no frozen dataclass, or another class has the name.
+        UserError: it is no subclass of Predicate, no frozen dataclass, or another class has the name.
     """
+    if not (isinstance(policy_class, type) and issubclass(policy_class, Predicate)):
+        mend = "Derive the policy from swaa.Predicate."
+        raise invalid("policy", accepted="a subclass of swaa.Predicate", got=policy_class, mend=mend)
     name = policy_class.__name__
     options = vars(policy_class).get("__dataclass_params__")
     if options is None or not options.frozen:
@@ -77,14 +79,15 @@ def load_entry_points() -> None:
             continue
         try:
             loaded = entry.load()
-        except (ImportError, AttributeError) as error:
+            if not isinstance(loaded, ModuleType):
+                register_policy(loaded)
+        except Exception as error:  # whatever an installed module does when imported
             package = entry.dist.name if entry.dist else "an installed package"
+            cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
             raise UserError(
-                f"entry point {entry.name!r} of {package} cannot be loaded: {error}. Mend or uninstall the package."
+                f"entry point {entry.name!r} of {package} cannot be loaded: {cause} Mend or uninstall the package."
             ) from error
         _loaded_entry_points.add(entry.value)
-        if isinstance(loaded, type):
-            register_policy(loaded)
 
 
 def load_plugin(source: str) -> None:
