@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 
 INFINITY = 1 << 40
-"""Stands for 'any later position': far beyond every context, far from overflowing int64 when multiplied."""
+"""Stands for 'any later position': far beyond every context."""
+
+_LARGEST = 1 << 60
+"""Products stop here, on either side, so that one of two infinities does not wrap around."""
 
 
 class UnknownOperation(TypeError):
@@ -57,6 +60,24 @@ class _Abstract:
         if operation is None or kwargs:
             raise _refuse(getattr(func, "__name__", str(func)))
         return operation(*args)
+
+
+def _refusal(operator: str) -> Callable[..., Any]:
+    def refuse(self: _Abstract, *_: Any) -> Any:
+        raise _refuse(f"{operator} of {type(self).__name__}")
+
+    return refuse
+
+
+# Python looks an operator up on the class, past __getattr__: without these it would raise a TypeError of its own, and
+# no fallback would catch it. The classes below define those that they know.
+for _names in (
+    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod divmod rdivmod pow rpow matmul rmatmul",
+    "lshift rlshift rshift rrshift and rand or ror xor rxor neg pos abs invert lt le gt ge",
+    "int float complex round trunc floor ceil len iter contains getitem call",
+):
+    for _name in _names.split():
+        setattr(_Abstract, f"__{_name}__", _refusal(f"__{_name}__"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +137,7 @@ class Interval(_Abstract):
     def __mul__(self, other: Any) -> Interval:
         other = _interval(other)
         corners = torch.stack(
-            torch.broadcast_tensors(self.lo * other.lo, self.lo * other.hi, self.hi * other.lo, self.hi * other.hi)
+            torch.broadcast_tensors(*[_product(a, b) for a in (self.lo, self.hi) for b in (other.lo, other.hi)])
         )
         return Interval(corners.amin(0), corners.amax(0))
 
@@ -169,6 +190,11 @@ def _interval(value: Any) -> Interval:
         raise _refuse(f"arithmetic with a {value.dtype} tensor")
     exact = torch.as_tensor(value, dtype=torch.int64)
     return Interval(exact, exact)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    about = a.double() * b.double()
+    return torch.where(about.abs() < _LARGEST, a * b, about.sign().long() * _LARGEST)
 
 
 def _positive_constant(value: Any, operator: str) -> Tensor:
