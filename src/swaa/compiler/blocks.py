@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import torch
@@ -41,7 +42,7 @@ def block_mask(
     try:
         verdicts = [block_verdicts(head, layout, sizes) for _, head in layer.groups]
     except UnknownOperation as reason:
-        log.warning("%s: %s; its block mask is built by torch's create_block_mask", layer.describe("prefill"), reason)
+        _say_once(layer.describe("prefill"), str(reason))
         return _torch_block_mask(layer, layout, sizes)
     group_of_head = [0]
     if layer.by_head:
@@ -59,6 +60,11 @@ def block_mask(
         seq_lengths=(layout.query_length, layout.key_length),
         compute_q_blocks=with_backward,
     )
+
+
+@functools.cache
+def _say_once(policy: str, reason: str) -> None:
+    log.warning("%s: %s; its block mask is built by torch's create_block_mask", policy, reason)
 
 
 def _torch_block_mask(layer: LayerPolicy, layout: TokenLayout, sizes: tuple[int, int]) -> BlockMask:

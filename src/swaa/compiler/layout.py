@@ -151,7 +151,8 @@ class TokenLayout:
 
     def to(self, device: torch.device | str) -> TokenLayout:
         """The same layout with its tables on another device."""
-        return TokenLayout(*[None if table is None else table.to(device) for table in self._tables()])  # type: ignore[arg-type]
+        moved = [None if table is None else table.to(device) for table in self._tables()]
+        return replace(TokenLayout(*moved), is_square=self.is_square)  # type: ignore[arg-type]
 
     def queries(self, start: int, stop: int) -> TokenLayout:
         """The layout of some of the queries, with all keys."""

@@ -93,20 +93,84 @@ def _judge_grid(head: HeadPolicy, table: SpanTable) -> Verdict:
 def _refine(
     head: HeadPolicy, layout: TokenLayout, block_size: tuple[int, int], undecided_U3: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """For each undecided block: is some pair visible, is some pair hidden? Both bool [U]."""
-    seen = torch.zeros(len(undecided_U3), dtype=torch.bool, device=undecided_U3.device)
-    hidden = torch.zeros_like(seen)
-    owner = torch.arange(len(undecided_U3), device=undecided_U3.device)
-    spans, size = undecided_U3, block_size
-    while len(spans):
+    """For each undecided block: is some pair visible, is some pair hidden? Both bool [U].
+
+    Spans are split for as long as that decides most of them, as it does for the usual masks. Where it does not
+    (dilated masks and the like), the blocks are looked at along a few lines of single positions, which nearly always
+    show a pair of each kind; what is left is split to the end, a few blocks at a time. So the work and the memory
+    stay small where every block of the mask is partial, too.
+    """
+    found = _Found.nothing(undecided_U3)
+    owner, spans, size = torch.arange(len(undecided_U3), device=undecided_U3.device), undecided_U3, block_size
+    while len(owner):
         size, split = _smaller(size)
-        children_UC, verdict_UC = _children(head, SpanTable.of(layout, *size), spans, split)
-        seen[owner[verdict_UC.must.any(-1)]] = True
-        hidden[owner[(~verdict_UC.may).any(-1)]] = True
-        open_UC = (verdict_UC.may & ~verdict_UC.must) & ~(seen & hidden)[owner].unsqueeze(-1)
-        owner = owner.unsqueeze(-1).expand_as(open_UC)[open_UC]
-        spans = children_UC[open_UC]
-    return seen, hidden
+        judged = len(owner) * split[0] * split[1]
+        owner, spans = _split_once(head, SpanTable.of(layout, *size), split, owner, spans, found)
+        if size != (1, 1) and 2 * len(owner) > judged:
+            blocks = owner.unique()
+            _look_along_lines(head, SpanTable.of(layout, 1, 1), block_size, blocks, undecided_U3[blocks], found)
+            unsettled = ~found.settled[owner]
+            owner, spans = owner[unsettled], spans[unsettled]
+            break
+    few = max(1, _CHUNK // (block_size[0] * block_size[1]))
+    for batch in owner.unique().split(few):
+        mine = torch.isin(owner, batch)
+        own, parts, at = owner[mine], spans[mine], size
+        while len(own):
+            at, split = _smaller(at)
+            own, parts = _split_once(head, SpanTable.of(layout, *at), split, own, parts, found)
+    return found.seen, found.hidden
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What is known so far of each undecided block, bool [U]; filled in place."""
+
+    seen: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def nothing(cls, blocks_U3: Tensor) -> _Found:
+        return cls(*torch.zeros(2, len(blocks_U3), dtype=torch.bool, device=blocks_U3.device))
+
+    @property
+    def settled(self) -> Tensor:
+        return self.seen & self.hidden
+
+    def note(self, owner_P: Tensor, verdict_PC: Verdict) -> None:
+        """Learn from the verdicts on parts of the blocks ``owner_P``."""
+        self.seen[owner_P[verdict_PC.must.any(-1)]] = True
+        self.hidden[owner_P[(~verdict_PC.may).any(-1)]] = True
+
+
+def _split_once(
+    head: HeadPolicy, table: SpanTable, split: tuple[int, int], owner_P: Tensor, spans_P3: Tensor, found: _Found
+) -> tuple[Tensor, Tensor]:
+    """Judge the children of each span. Returns those still open, and the blocks that they belong to."""
+    open_owner, open_spans = [], []
+    step = max(1, _CHUNK // (split[0] * split[1]))
+    for owner, spans in zip(owner_P.split(step), spans_P3.split(step), strict=True):
+        children_PC, verdict_PC = _children(head, table, spans, split)
+        found.note(owner, verdict_PC)
+        open_PC = (verdict_PC.may & ~verdict_PC.must) & ~found.settled[owner].unsqueeze(-1)
+        open_owner.append(owner.unsqueeze(-1).expand_as(open_PC)[open_PC])
+        open_spans.append(children_PC[open_PC])
+    return torch.cat(open_owner), torch.cat(open_spans)
+
+
+def _look_along_lines(
+    head: HeadPolicy, singles: SpanTable, size: tuple[int, int], owner_P: Tensor, blocks_P3: Tensor, found: _Found
+) -> None:
+    """Judge the single positions along the first row, the first column and the diagonal of each block."""
+    height, width = size
+    down, across = torch.arange(height), torch.arange(width)
+    query_C = torch.cat([torch.zeros_like(across), down, down]).to(owner_P.device)
+    key_C = torch.cat([across, torch.zeros_like(down), down * width // height]).to(owner_P.device)
+    step = max(1, _CHUNK // len(query_C))
+    for owner, blocks in zip(owner_P.split(step), blocks_P3.split(step), strict=True):
+        batch, row, column = (part.unsqueeze(-1) for part in blocks.unbind(-1))
+        queries, keys = row * height + query_C, column * width + key_C
+        found.note(owner, _judge_inside(head, singles, batch, queries, keys))
 
 
 def _levels(
@@ -140,8 +204,12 @@ def _children(head: HeadPolicy, table: SpanTable, spans_U3: Tensor, split: tuple
     queries = query[:, None, None] * split[0] + torch.arange(split[0], device=device)[:, None]
     keys = key[:, None, None] * split[1] + torch.arange(split[1], device=device)
     places = torch.stack(torch.broadcast_tensors(batch[:, None, None], queries, keys), -1).flatten(1, 2)
-    # a block that hangs over the end has children beyond it, which the table does not list: nothing is there
-    inside = (places[..., 1] < table.queries.real.may.shape[-1]) & (places[..., 2] < table.keys.real.may.shape[-1])
-    safe = torch.where(inside.unsqueeze(-1), places, 0)
-    verdict = judge(head, table.queries[safe[..., 0], safe[..., 1]], table.keys[safe[..., 0], safe[..., 2]])
-    return places, Verdict(verdict.may & inside, verdict.must & inside)
+    return places, _judge_inside(head, table, *places.unbind(-1))
+
+
+def _judge_inside(head: HeadPolicy, table: SpanTable, batch: Tensor, queries: Tensor, keys: Tensor) -> Verdict:
+    """Verdicts on spans of which some may lie beyond the end (a block hangs over it): nothing is there."""
+    inside = (queries < table.queries.real.may.shape[-1]) & (keys < table.keys.real.may.shape[-1])
+    safe_queries, safe_keys = torch.where(inside, queries, 0), torch.where(inside, keys, 0)
+    verdict = judge(head, table.queries[batch, safe_queries], table.keys[batch, safe_keys])
+    return Verdict(verdict.may & inside, verdict.must & inside)

@@ -7,6 +7,7 @@ safe for any policy: a key is called dead only if no future query sees it.
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import torch
@@ -16,6 +17,7 @@ from swaa.compiler.evaluate import evaluate
 from swaa.compiler.interval import INFINITY, Interval, UnknownOperation, Verdict
 from swaa.policies.boolean import Formula
 from swaa.policies.bound import HeadPolicy, LayerPolicy
+from swaa.policies.describe import formula_to_python
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +66,13 @@ def _live(head: HeadPolicy, keys_BK: Tensor, next_B: Tensor, prompt_B: Tensor | 
         prefill = _may_see(head.prefill, Interval(next_B1, prompt_B1 - 1), keys)
         return decode | (prefill & (next_B1 < prompt_B1))
     except UnknownOperation as reason:
-        log.warning("%s: %s; all its keys are kept", head, reason)
+        _say_once(head, str(reason))
         return torch.ones_like(keys_BK, dtype=torch.bool)
+
+
+@functools.cache
+def _say_once(head: HeadPolicy, reason: str) -> None:
+    log.warning("%s: %s; all its keys are kept", formula_to_python(head.decode), reason)
 
 
 def _may_see(formula: Formula, queries: Interval, keys: Interval) -> Tensor:
