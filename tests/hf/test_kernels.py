@@ -1,0 +1,204 @@
+"""One result on every kernel: compiled FlexAttention, the dense mask, and what stands in where Flex cannot run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import swaa
+from hf.batches import CLOSE, padded, rows_of
+from hf.reference import reference
+from hf.zoo import BY_TYPE, WINDOW
+from swaa.compiler import plan, program
+
+POLICY = (swaa.SlidingWindow(20) | swaa.SinkTokens(3)).in_phase("prefill").on_layers(swaa.every(2, start=0))
+"""Long enough for several blocks."""
+LENGTHS = (300, 171)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """swaa has not said anything yet, nor looked for a compiler."""
+    said = set(program._said)
+    program._said.clear()
+    plan.has_cpp_compiler.cache_clear()
+    yield
+    program._said.clear()
+    program._said.update(said)
+    plan.has_cpp_compiler.cache_clear()
+
+
+def build(model_type: str = "llama") -> PreTrainedModel:
+    return BY_TYPE[model_type].build(max_position_embeddings=512)
+
+
+def run(model: PreTrainedModel, kernel: str, batch: dict[str, Tensor]) -> Tensor:
+    """[token, word], of the real tokens."""
+    with swaa.apply_policy(model, POLICY, kernel=kernel), torch.no_grad():
+        return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_flex_equals_dense(model_type: str) -> None:
+    """Alone, padded on either side and with prompt lengths; for Gemma 2 with softcap and native windows."""
+    model = build(model_type)
+    rows = rows_of(*LENGTHS)
+    for batch in (
+        padded(rows[:1]),
+        padded(rows),
+        padded(rows, side="right") | {"prompt_lengths": torch.tensor([130, 171])},
+    ):
+        torch.testing.assert_close(run(model, "flex", batch), run(model, "dense", batch), **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_generation_on_flex_equals_dense() -> None:
+    """Flex in the padded prefill, one query at a time afterwards."""
+    model = build()
+    tokens = {}
+    for kernel in ("flex", "dense"):
+        with swaa.apply_policy(model, POLICY, kernel=kernel):
+            tokens[kernel] = model.generate(**padded(rows_of(*LENGTHS)), max_new_tokens=6, do_sample=False)
+    assert torch.equal(tokens["flex"], tokens["dense"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_auto_uses_flex_on_what_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    real = program.blocksparse_attention
+    monkeypatch.setattr(program, "blocksparse_attention", lambda *a, **k: used.append(1) or real(*a, **k))
+    monkeypatch.setattr(plan, "DENSE_ON_CPU_UP_TO", 100 * 100)
+    model, batch = build(), padded(rows_of(*LENGTHS))
+    torch.testing.assert_close(run(model, "auto", batch), run(model, "dense", batch), **CLOSE)
+    assert len(used) == model.config.num_hidden_layers
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert shutil.which("g++") is None
+
+
+def test_without_a_compiler_the_dense_kernel_runs_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plan, "DENSE_ON_CPU_UP_TO", 100 * 100)
+    no_compiler(monkeypatch)
+    model, batch = build(), padded(rows_of(*LENGTHS))
+    with caplog.at_level(logging.INFO, logger="swaa"):
+        out = [run(model, "auto", batch) for _ in range(2)]
+    (record,) = caplog.records
+    assert "there is no C++ compiler" in record.message
+    torch.testing.assert_close(out[1], run(model, "dense", batch))
+
+
+def test_without_a_compiler_flex_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_compiler(monkeypatch)
+    with pytest.raises(swaa.UserError, match="'flex' was asked for, but there is no C\\+\\+ compiler"):
+        run(build(), "flex", padded(rows_of(*LENGTHS)))
+
+
+BROKEN_COMPILER = """
+import logging, sys
+sys.path.insert(0, {tests!r})
+logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
+import torch
+from hf.test_kernels import LENGTHS, build, padded, plan, rows_of, run
+plan.DENSE_ON_CPU_UP_TO = 100 * 100
+model, batch = build(), padded(rows_of(*LENGTHS))
+for _ in range(2):
+    out = run(model, "auto", batch)
+torch.testing.assert_close(out, run(model, "dense", batch))
+"""
+
+
+@pytest.mark.slow
+def test_a_compiler_that_does_not_work_is_found_out_and_said_once(tmp_path: Path) -> None:
+    program_text = BROKEN_COMPILER.format(tests=str(Path(__file__).parents[1]))
+    environment = os.environ | {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program_text], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "FlexAttention does not compile" in line]
+    assert len(said) == 2  # one for each of the model's two layer policies
+
+
+def test_sink_logits_keep_their_kernel_and_flex_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = build("gpt_oss"), padded(rows_of(30, 11))
+    with caplog.at_level(logging.INFO, logger="swaa"):
+        torch.testing.assert_close(run(model, "auto", batch), run(model, "dense", batch))
+    assert [record.message for record in caplog.records if "s_aux" in record.message]
+    with pytest.raises(swaa.UserError, match="'flex' was asked for, but sink logits"):
+        run(model, "flex", batch)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"),
+    [
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("mistral", {"sliding_window": None}),
+        ("gemma3_text", {"sliding_window": WINDOW + 1}),
+        ("llama4_text", {"attention_chunk_size": WINDOW + 1}),
+    ],
+)
+def test_a_native_feature_makes_a_difference(model_type: str, change: dict[str, object]) -> None:
+    """So that honouring it, which test_architectures shows for all, means something."""
+    batch = padded(rows_of(30, 11))
+    honoured, otherwise = BY_TYPE[model_type].build(), BY_TYPE[model_type].build(**change)
+    assert (run(honoured, "auto", batch) - run(otherwise, "auto", batch)).abs().max() > 100 * CLOSE["atol"]
+
+
+def test_sink_logits_make_a_difference() -> None:
+    batch = padded(rows_of(30, 11))
+    model = build("gpt_oss")
+    honoured = run(model, "auto", batch)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.fill_(-1e4)
+    assert (run(model, "auto", batch) - honoured).abs().max() > 100 * CLOSE["atol"]
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "gpt_oss", "llama4_text", "cohere2"])
+def test_native_windows_with_the_models_own_hybrid_cache(model_type: str, cache: str) -> None:
+    """Those caches forget tokens beyond the native window, which the policy cannot see either."""
+    architecture = BY_TYPE[model_type]
+    model = architecture.build()
+    policy = swaa.SlidingWindow(3) | swaa.SinkTokens(2)
+    rows = rows_of(19, 12)
+    with swaa.apply_policy(model, policy):
+        out = model.generate(**padded(rows), max_new_tokens=8, do_sample=False, cache_implementation=cache)
+    for row, got in zip(rows, out[:, -8:], strict=True):
+        whole = torch.cat([row, got])
+        with (
+            reference(model, lambda at: at.window(3) or at.sinks(2), native=architecture.native),
+            torch.no_grad(),
+        ):
+            logits = model(whole.unsqueeze(0), use_cache=False).logits[0]
+        assert logits[len(row) - 1 : -1].argmax(-1).tolist() == got.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    model = build().to(dtype)
+    rows = rows_of(30, 11)
+    got = run(model, "auto", padded(rows))
+    assert got.dtype == dtype
+    expected = run(build(), "auto", padded(rows))
+    assert (got.float() - expected).abs().mean() < (0.05 if dtype != torch.float64 else 1e-5)
+    assert torch.isfinite(got).all()
