@@ -136,9 +136,9 @@ def sees(recipe: Recipe, model: Model, layer: int, head: int, phase: str, q: int
         case Atom(name, args):
             return ATOMS[name](q, k, *args)
         case Union(parts):
-            return any([of(part) for part in parts])
+            return any(of(part) for part in parts)
         case Intersection(parts):
-            return all([of(part) for part in parts])
+            return all(of(part) for part in parts)
         case Complement(part):
             return not of(part)
         case Scope(inside, place, otherwise):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import oracle
 import torch
 from hypothesis import event, reject
 from hypothesis import strategies as st
-from oracle import Atom, Complement, Contiguous, Intersection, Model, Packed, Padded, Place, Scope, Stack, Union
 
+import oracle
 import swaa
+from oracle import Atom, Complement, Contiguous, Intersection, Model, Packed, Padded, Place, Scope, Stack, Union
 from swaa.compiler.layout import TokenLayout
 from swaa.policies import AttentionPolicy, Index, LayerPolicy, Predicate, bind
 
@@ -190,9 +190,7 @@ def selectors(size: int) -> st.SearchStrategy[oracle.Selector]:
 @st.composite
 def places(draw: st.DrawFn, model: Model) -> Place:
     """At least one of layers, phase and heads."""
-    layers, phase, heads = draw(
-        st.sampled_from([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 1, 1)])
-    )
+    layers, phase, heads = draw(st.sampled_from([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 1, 1)]))
     return Place(
         draw(selectors(model.layers)) if layers else None,
         draw(PHASES) if phase else None,

@@ -208,8 +208,15 @@ def select(selector: object, *, field: str = "layers") -> IndexSet:
     in a list, ``&`` inside a string for an intersection, a ``slice``, a ``range`` or an :class:`IndexSet`.
 
     Raises:
-        UserError: anything else; the message names ``field``.
+        UserError: anything else, or what chooses nothing in any model; the message names ``field``.
     """
+    chosen = _select(selector, field)
+    if chosen == NOTHING:  # a scope on it would silently be full attention
+        raise invalid(field, accepted=_ACCEPTED, got=selector, mend="Name at least one.")
+    return chosen
+
+
+def _select(selector: object, field: str) -> IndexSet:
     if isinstance(selector, IndexSet):
         return selector
     if isinstance(selector, slice):
@@ -223,9 +230,7 @@ def select(selector: object, *, field: str = "layers") -> IndexSet:
         for item in selector:
             if isinstance(item, Iterable) and not isinstance(item, (str, IndexSet)):
                 raise invalid(field, accepted=_ACCEPTED, got=selector, mend="Write a flat list.")
-            union = union | select(item, field=field)
-        if union == NOTHING:
-            raise invalid(field, accepted=_ACCEPTED, got=selector, mend="Name at least one.")
+            union = union | _select(item, field)
         return union
     raise invalid(field, accepted=_ACCEPTED, got=selector, mend="Write for example [0, 3], '1::2' or every(2).")
 
