@@ -8,14 +8,13 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AttentionMaskInterface, PreTrainedModel
 
 import swaa
 from hf.batches import CLOSE, padded, rows_of
 from hf.reference import FULL, SIX, Composition, Mutation, reference
 from hf.zoo import ARCHITECTURES, BY_TYPE, Architecture
-from swaa.hf import forward, masks
-from swaa.hf.forward import Prompt
+from swaa.hf import masks
 
 LENGTHS = (12, 9, 5)
 """Tokens of the prompts; the batch is padded on the left to the longest."""
@@ -185,19 +184,18 @@ class TestMutatedCode:
 
     @pytest.mark.parametrize("composition", SIX, ids=str)
     def test_padding_ignored(self, monkeypatch: pytest.MonkeyPatch, composition: Composition) -> None:
-        plan = masks.plan_mask
-        blind = swaa.hf.masks.AttentionMaskInterface()
-        monkeypatch.setitem(blind._global_mapping, "swaa", lambda **kwargs: plan(**(kwargs | {"attention_mask": None})))
+        generate(self.architecture, composition)  # by now it is registered
+        registered, plan = AttentionMaskInterface._global_mapping, masks.plan_mask
+        monkeypatch.setitem(registered, "swaa", lambda **kwargs: plan(**(kwargs | {"attention_mask": None})))
         self.assert_caught(composition.name)
 
     @pytest.mark.parametrize("by", [-1, 1])
     @pytest.mark.parametrize("name", ["fa_decode", "sinks_fa_decode_half_layers"])
     def test_phase_off_by_one(self, monkeypatch: pytest.MonkeyPatch, name: str, by: int) -> None:
-        monkeypatch.setattr(forward, "Prompt", lambda width=None, **rest: Prompt(width=width and width + by, **rest))
         layout = masks.TokenLayout.padded
 
         def wrong(*args: object, prompt_lengths: Tensor | None, **rest: object) -> object:
-            lengths = None if prompt_lengths is None else prompt_lengths + max(by, 0)
+            lengths = None if prompt_lengths is None else prompt_lengths + by
             return layout(*args, prompt_lengths=lengths, **rest)  # type: ignore[arg-type]
 
         monkeypatch.setattr(masks.TokenLayout, "padded", wrong)

@@ -226,6 +226,7 @@ def _warning(mask_function: Callable[..., Any]) -> Callable[..., Any]:
             )
         return mask_function(*args, **kwargs)
 
+    warn_first.swaa_warns = True  # type: ignore[attr-defined]  # a mark: registering twice must not wrap twice
     return warn_first
 
 
@@ -234,5 +235,5 @@ def register_masks() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, plan_mask)
     registry = AttentionMaskInterface()
     for name in list(registry.keys()):
-        if name != IMPLEMENTATION and not hasattr(registry[name], "__wrapped__"):
+        if name != IMPLEMENTATION and not hasattr(registry[name], "swaa_warns"):
             AttentionMaskInterface.register(name, _warning(registry[name]))
