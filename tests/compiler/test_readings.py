@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import oracle
 import pytest
 import torch
 from hypothesis import given
-from strategies import Case, bound_layer, cases, layout_of
 from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import flex_attention
 
+import oracle
+from strategies import Case, bound_layer, cases, layout_of
 from swaa.compiler.attention import dense_attention
 from swaa.compiler.blocks import block_mask
 from swaa.compiler.dense import dense_mask
