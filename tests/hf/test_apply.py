@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import swaa
+from hf import zoo
 from hf.batches import CLOSE, padded, rows_of
 from hf.reference import SIX, reference
 from hf.zoo import BY_TYPE
@@ -206,6 +207,45 @@ def test_a_finished_mask_is_refused(model: PreTrainedModel) -> None:
         logits(model, attention_mask=torch.ones(2, 1, 12, 12, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("by", ["argument", "config"])
+def test_attention_weights_are_refused(model: PreTrainedModel, by: str) -> None:
+    if by == "config":
+        model.config.output_attentions = True
+    with (
+        swaa.apply_policy(model, NAIVE.policy),
+        pytest.raises(swaa.UserError, match="output_attentions: expected False under a policy"),
+    ):
+        logits(model, **({"output_attentions": True} if by == "argument" else {}))
+
+
+HYBRIDS = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
+def test_layers_without_attention_are_refused_and_the_others_work(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, **(zoo.SMALL | HYBRIDS[model_type]))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(swaa.UserError, match=f"layer 0 of '{model_type}' is .*, not attention.*on_layers\\(\\[1\\]\\)"):
+        swaa.apply_policy(model, NAIVE.policy)
+    full = logits(model)
+    with swaa.apply_policy(model, NAIVE.policy.on_layers([1])):
+        ours = logits(model)
+        out = model.generate(**padded(rows_of(*LENGTHS)), max_new_tokens=4, do_sample=False)
+    assert (ours - full).abs().max() > 0.001
+    with swaa.apply_policy(model, NAIVE.policy.on_layers([1])):
+        again = model.generate(**padded(rows_of(*LENGTHS)), max_new_tokens=4, do_sample=False, use_cache=False)
+    assert torch.equal(out, again)
+
+
 def test_the_implementation_set_by_hand_is_refused(model: PreTrainedModel) -> None:
     model.set_attn_implementation(spec.IMPLEMENTATION)
     with pytest.raises(swaa.UserError, match="Use swaa.apply_policy"):
@@ -286,6 +326,21 @@ def test_loading_without_swaa_says_once_that_the_policy_is_off(
         swaa.apply_policy(plain, swaa.saved_policy(plain.config))
         torch.testing.assert_close(logits(plain), logits(model), **CLOSE)
     assert len(caplog.records) == 1
+
+
+def test_a_saved_policy_asked_for_as_an_implementation(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Without the hooks: right where they are not needed, refused where they are."""
+    with swaa.apply_policy(model, SINKS.policy):
+        expected, free = logits(model), save(model, tmp_path / "free")
+    with swaa.apply_policy(model, PHASED.policy):
+        phased = save(model, tmp_path / "phased")
+    plain = AutoModelForCausalLM.from_pretrained(free, attn_implementation="swaa")
+    torch.testing.assert_close(logits(plain), expected, **CLOSE)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    with pytest.raises(swaa.UserError, match="runs without the hooks of swaa.apply_policy"):
+        plain(positions + 5, position_ids=positions, use_cache=False)
+    with pytest.raises(swaa.UserError, match="the policy differs by phase, but .* runs without the hooks"):
+        logits(AutoModelForCausalLM.from_pretrained(phased, attn_implementation="swaa"))
 
 
 def test_threads_may_run_different_models_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -173,8 +176,21 @@ def test_sink_logits_make_a_difference() -> None:
     assert (run(model, "auto", batch) - honoured).abs().max() > 100 * CLOSE["atol"]
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "gpt_oss", "llama4_text", "cohere2"])
+@pytest.mark.parametrize(
+    ("model_type", "cache"),
+    [
+        *itertools.product(["mistral", "gemma3_text", "gpt_oss", "llama4_text", "cohere2"], ["dynamic"]),
+        *itertools.product(["mistral", "gemma3_text", "gpt_oss", "cohere2"], ["static"]),
+        pytest.param(
+            "llama4_text",
+            "static",
+            marks=pytest.mark.skipif(
+                Version(transformers.__version__) < Version("5.23"),
+                reason="transformers itself could not generate from native chunks with a static cache",
+            ),
+        ),
+    ],
+)
 def test_native_windows_with_the_models_own_hybrid_cache(model_type: str, cache: str) -> None:
     """Those caches forget tokens beyond the native window, which the policy cannot see either."""
     architecture = BY_TYPE[model_type]

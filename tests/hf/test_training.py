@@ -20,6 +20,7 @@ from swaa.compiler import program
 
 BY_NAME = {composition.name: composition for composition in SIX}
 SINKS, PHASED, HEADS = BY_NAME["sinks"], BY_NAME["sinks_fa_decode_half_layers"], BY_NAME["by_heads"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # of transformers 6
 COMPOSITIONS = pytest.mark.parametrize("composition", SIX, ids=str)
 LENGTHS, PROMPTS = (12, 7, 9), torch.tensor([8, 3, 9])
 

@@ -16,12 +16,14 @@ from swaa.hf.attention import register_attention
 from swaa.hf.forward import after_forward, before_forward, before_model
 from swaa.hf.masks import register_masks
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, make_spec, text_config
-from swaa.policies import AttentionPolicy, parse_policy
+from swaa.policies import AttentionPolicy, BoundPolicy, parse_policy
 
 register_attention()
 register_masks()
 
 _MISSING = object()
+_NO_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "recurrent", "moe"})
+"""transformers' names for layers of hybrid models that do not attend."""
 
 
 class PolicyHandle:
@@ -114,7 +116,8 @@ def apply_policy(
     base, decoder = _base_and_decoder(model)
     spec = make_spec(parsed, kernel)
     config = decoder.config
-    PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what does not exist
+    bound = PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what is not there
+    _refuse_where_there_is_no_attention(config, bound)
     return PolicyHandle(base, decoder, parsed, spec)._install()
 
 
@@ -144,6 +147,19 @@ def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrain
             f"{name}: is configured for bidirectional attention, and policies are causal. Set is_causal=True."
         )
     return base, decoder
+
+
+def _refuse_where_there_is_no_attention(config: Any, bound: BoundPolicy) -> None:
+    """Hybrid models have layers that mix tokens by recurrence or convolution, which no policy can restrict."""
+    kinds = getattr(config, "layer_types", None) or ()
+    other = {index: kind for index, kind in enumerate(kinds) if kind in _NO_ATTENTION}
+    missed = [index for index in other if not bound.layers[index].is_full]
+    if missed:
+        attention = [index for index in range(len(bound.layers)) if index not in other]
+        raise UserError(
+            f"{bound.policy}: layer {missed[0]} of {config.model_type!r} is {other[missed[0]]!r}, not attention, and "
+            f"no policy can restrict it. Name the layers that are attention: .on_layers({attention})."
+        )
 
 
 def _dispatches(decoder: PreTrainedModel) -> bool:

@@ -71,6 +71,11 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     if args:
         kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     kwargs = dict(kwargs)
+    if kwargs.get("output_attentions", getattr(decoder.config, "output_attentions", False)):
+        mend = "Ask for them without a policy, with attn_implementation='eager'."
+        raise invalid(
+            "output_attentions", accepted="False under a policy, as no kernel gives weights", got=True, mend=mend
+        )
     lengths = kwargs.pop("prompt_lengths", None)
     tokens = next(
         (value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if value is not None), None

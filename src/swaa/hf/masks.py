@@ -111,7 +111,7 @@ class MaskPlan(BlockMask):
         if self._program is None:
             if context is None and self.policy.by_phase:
                 raise dropped_context(self.policy.policy, "the policy differs by phase")
-            if context is None and self._packs_documents():
+            if (context is None or context.packed_positions is None) and self._packs_documents():
                 raise dropped_context(self.policy.policy, "the position_ids pack several documents into a row")
             self._program = AttentionProgram(self._layout(context or ForwardContext()), self.policy.kernel)
         return self._program
