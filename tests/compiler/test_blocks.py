@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 import oracle
+from measure import time_and_memory
 from oracle import Model
 from strategies import Case, Chunked, Corner, Dilated, Slanted, Striped, bound_layer, cases, layout_of
 from swaa import Index, Predicate, SinkTokens, SlidingWindow, every
@@ -119,6 +120,7 @@ def test_nothing_changes_when_work_is_done_in_small_pieces(case: Case) -> None:
     truth = oracle.mask(case.recipe, case.scene, case.model, case.layer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refine, "_CHUNK", 40)
+        patch.setattr(refine, "_TO_THE_END", 40)
         for heads, head in layer.groups:
             verdicts = block_verdicts(head, layout, case.block_size)
             counts = count_visible(head, layout, block_size=case.block_size[0])
@@ -131,12 +133,22 @@ def test_nothing_changes_when_work_is_done_in_small_pieces(case: Case) -> None:
 
 def test_a_mask_of_partial_blocks_only_stays_small() -> None:
     """Each of its 8,256 blocks is undecided down to single positions: 8,192 tokens once took gigabytes."""
-    head = bind(Dilated(3), 1, 1).layers[0].groups[0][1]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    verdicts = block_verdicts(head, TokenLayout.contiguous(16_384), (128, 128))
-    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert int(verdicts.partial_BMN.sum()) == 128 * 129 // 2
-    assert grown_mb < 400
+    setup = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from strategies import Dilated
+from swaa.compiler.layout import TokenLayout
+from swaa.compiler.refine import block_verdicts
+from swaa.policies import bind
+
+head = bind(Dilated(3), 1, 1).layers[0].groups[0][1]
+
+def partial(length):
+    return int(block_verdicts(head, TokenLayout.contiguous(length), (128, 128)).partial_BMN.sum())
+"""
+    statement = "assert partial(16_384) == 128 * 129 // 2"
+    _, megabytes = time_and_memory(setup, statement, warm_up="assert partial(256) == 3")
+    assert megabytes < 400
 
 
 # ------------------------------------------------------------------- what intervals do not know goes to torch

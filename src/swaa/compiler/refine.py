@@ -22,7 +22,11 @@ from swaa.compiler.spans import SpanTable, judge
 from swaa.policies.bound import HeadPolicy
 
 _SPLIT = 4  # children per side
-_CHUNK = 1 << 20  # verdicts at a time: bounds the memory, whatever the context length
+# Verdicts at a time. Bounds the memory, whatever the context length; and below torch's grain size of 32,768 elements
+# an operation runs on one thread, in cache: handing such small ones to several threads costs more than it saves, and
+# on a busy machine a hundred times more.
+_CHUNK = 32_000
+_TO_THE_END = 1 << 20  # single positions at a time, of blocks that have to be split to the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,7 @@ def _refine(
             unsettled = ~found.settled[owner]
             owner, spans = owner[unsettled], spans[unsettled]
             break
-    few = max(1, _CHUNK // (block_size[0] * block_size[1]))
+    few = max(1, _TO_THE_END // (block_size[0] * block_size[1]))
     for batch in owner.unique().split(few):
         mine = torch.isin(owner, batch)
         own, parts, at = owner[mine], spans[mine], size

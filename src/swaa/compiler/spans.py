@@ -30,12 +30,16 @@ class Spans:
     def of(cls, positions_BT: Tensor, documents_BT: Tensor | None, decodes_BT: Tensor | None, size: int) -> Spans:
         """Summaries of spans of ``size`` slots; slots beyond the end count as empty."""
         real_BNs = _split(positions_BT >= 0, size, False)
-        decodes = _range(decodes_BT if decodes_BT is not None else torch.zeros_like(positions_BT), real_BNs, size)
+        some_BN, all_BN = real_BNs.any(-1), real_BNs.all(-1)
+        decodes = Verdict(torch.zeros_like(some_BN), torch.zeros_like(some_BN))
+        if decodes_BT is not None:
+            phases = _range(decodes_BT, real_BNs, size)
+            decodes = Verdict(phases.hi.bool(), phases.lo.bool())
         return cls(
             _range(positions_BT, real_BNs, size),
             None if documents_BT is None else _range(documents_BT, real_BNs, size),
-            Verdict(decodes.hi.bool(), decodes.lo.bool()),
-            Verdict(real_BNs.any(-1), real_BNs.all(-1)),
+            decodes,
+            Verdict(some_BN, all_BN),
         )
 
     def __getitem__(self, index: object) -> Spans:
