@@ -234,6 +234,33 @@ def test_a_cache_filled_before_the_policy_is_refused() -> None:
         in_chunks(row[:1], cache, [1])
 
 
+def test_a_cropped_cache_must_be_declared() -> None:
+    (row,) = rows_of(12)
+    with swaa.apply_policy(model(), PHASED.policy):
+        cache = DynamicCache()
+        in_chunks(row, cache, [12])
+        cache.crop(-4)
+        with pytest.raises(swaa.UserError, match="1 tokens were added to a cache of 8 whose prompt had ended"):
+            in_chunks(row[:1], cache, [1])
+        swaa.declare_prompt(cache, 12)
+        logits = in_chunks(row[8:], cache, [1, 3])
+    torch.testing.assert_close(logits, reference_logits(row, PHASED, 12)[8:], **CLOSE)
+
+
+@BOTH
+def test_a_mask_for_tokens_still_to_come_is_cut(composition: Composition) -> None:
+    """Callers with a static cache hand over one mask of its full length."""
+    rows = rows_of(*LENGTHS)
+    batch = padded(rows)
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    batch["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 5), value=1)
+    with swaa.apply_policy(model(), composition.policy), torch.no_grad():
+        out = model()(**batch, position_ids=positions, past_key_values=DynamicCache()).logits
+    for row, got in zip(rows, out, strict=True):
+        expected = reference_logits(row, composition, len(row))
+        torch.testing.assert_close(got[-len(row) :], expected, **CLOSE)
+
+
 def repeating(length: int) -> Tensor:
     """A row in which prompt lookup finds drafts."""
     return rows_of(4)[0].repeat(length)[:length]

@@ -166,6 +166,23 @@ def test_a_native_feature_makes_a_difference(model_type: str, change: dict[str, 
     assert (run(honoured, "auto", batch) - run(otherwise, "auto", batch)).abs().max() > 100 * CLOSE["atol"]
 
 
+def test_heads_that_a_native_window_makes_alike_are_one_group() -> None:
+    """Both windows are wider than the model's own, so all heads see what they see natively."""
+    model, batch = BY_TYPE["mistral"].build(), padded(rows_of(30, 11))
+    wider = swaa.stack(
+        swaa.rule(swaa.SlidingWindow(9), heads=[0]),
+        swaa.rule(swaa.SlidingWindow(12), heads=[1]),
+        swaa.rule(swaa.FullAttention()),
+    )
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        native = model(**batch).logits[real]
+        with swaa.apply_policy(model, wider):
+            torch.testing.assert_close(model(**batch).logits[real], native, **CLOSE)
+        with swaa.apply_policy(model, wider & swaa.SlidingWindow(3).on_heads([2])):
+            assert (model(**batch).logits[real] - native).abs().max() > 100 * CLOSE["atol"]
+
+
 def test_sink_logits_make_a_difference() -> None:
     batch = padded(rows_of(30, 11))
     model = build("gpt_oss")

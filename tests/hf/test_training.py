@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 import swaa
 from hf.batches import CLOSE, padded, rows_of
@@ -83,17 +83,26 @@ DOCUMENT_PROMPTS = torch.tensor([[3, 8, 0], [4, 6, 0]])
 
 
 @COMPOSITIONS
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_packed_documents(model: PreTrainedModel, composition: Composition, use_cache: bool) -> None:
+@pytest.mark.parametrize("cache", ["none", "the models own", "the callers"])
+def test_packed_documents(model: PreTrainedModel, composition: Composition, cache: str) -> None:
+    given = {"past_key_values": DynamicCache()} if cache == "the callers" else {"use_cache": cache != "none"}
     documents = [rows_of(*lengths, seed=index) for index, lengths in enumerate(DOCUMENTS)]
     with torch.no_grad():
         with swaa.apply_policy(model, composition.policy):
-            out = model(**packed(documents), prompt_lengths=DOCUMENT_PROMPTS, use_cache=use_cache).logits
+            out = model(**packed(documents), prompt_lengths=DOCUMENT_PROMPTS, **given).logits
         for row, prompts, got in zip(documents, DOCUMENT_PROMPTS, out, strict=True):
             ends = torch.tensor([len(document) for document in row]).cumsum(0).tolist()
             for document, prompt, end in zip(row, prompts, ends, strict=False):
                 expected = reference_logits(model, document, composition, int(prompt))
                 torch.testing.assert_close(got[end - len(document) : end], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("given", [{}, {"past_key_values": DynamicCache()}], ids=["own cache", "given cache"])
+def test_nothing_can_be_added_to_packed_documents(model: PreTrainedModel, given: dict[str, Any]) -> None:
+    with swaa.apply_policy(model, SINKS.policy), torch.no_grad():
+        cache = model(**packed([rows_of(5, 7)]), **given).past_key_values
+        with pytest.raises(swaa.UserError, match="past_key_values: .* a cache filled with packed documents"):
+            model(torch.tensor([[3]]), past_key_values=cache)
 
 
 @pytest.mark.parametrize("model_type", ["stablelm", "nemotron"])

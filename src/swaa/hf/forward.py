@@ -34,6 +34,8 @@ class Prompt:
     """Real tokens of each sample's prompt, int [B] (or [B, D] for packed documents)."""
     declared: bool = False
     """Did the user say so? Otherwise it is the width of the cache's first forward pass."""
+    packed: bool = False
+    """Were the prompts packed documents? Then nothing can be added to the cache."""
 
 
 @dataclass(eq=False)
@@ -50,6 +52,8 @@ def declare_prompt(cache: Any, prompt_lengths: Tensor | int) -> Any:
     """Say how long the prompts are that a cache will hold, where the first forward pass does not show it.
 
     Needed, for policies that differ by phase, in chunked prefill, assisted decoding and several turns on one cache.
+    All of these raise without it, save a prompt cut so that a single token is left for the second forward pass: that
+    looks like decoding, and is taken for it.
 
     Args:
         cache: a transformers cache, to be passed as ``past_key_values``.
@@ -89,7 +93,8 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     if lengths is not None:
         prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens), packed is not None), declared=True)
     if cache is not None:
-        prompt = _prompt_of_cache(decoder, cache, seen, tokens, prompt)
+        prompt = replace(_prompt_of_cache(decoder, cache, seen, tokens, prompt), packed=packed is not None)
+        setattr(cache, _ON_CACHE, prompt)
     kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed)
     return (), kwargs
 
@@ -103,7 +108,8 @@ def after_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         raise dropped_context(policy_on(decoder.config).policy, "the position_ids pack several documents into a row")
     cache = getattr(output, "past_key_values", None)
     if cache is not None and not hasattr(cache, _ON_CACHE):
-        setattr(cache, _ON_CACHE, context.prompt or Prompt(width=int(cache.get_seq_length())))
+        prompt = context.prompt or Prompt(width=int(cache.get_seq_length()))
+        setattr(cache, _ON_CACHE, replace(prompt, packed=context.packed_positions is not None))
 
 
 def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -147,6 +153,11 @@ def _undeclared(policy: AttentionPolicy, reason: str) -> UserError:
 def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, given: Prompt | None) -> Prompt:
     known: Prompt | None = getattr(cache, _ON_CACHE, None)
     queries = tokens.shape[1]
+    if seen and known is not None and known.packed:
+        raise UserError(
+            "past_key_values: expected one document per row, got a cache filled with packed documents, to which "
+            "nothing can be added. Give each document a row of its own, padded on the left."
+        )
     if given is not None:
         known = given
     elif seen == 0 and (known is None or not known.declared):
@@ -162,9 +173,7 @@ def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, 
                 )
             raise _undeclared(policy.policy, reason)
         known = known or Prompt(width=seen + queries)
-    known = _for_batch(known, len(tokens))
-    setattr(cache, _ON_CACHE, known)
-    return known
+    return _for_batch(known, len(tokens))
 
 
 def _for_batch(prompt: Prompt, batch: int) -> Prompt:
