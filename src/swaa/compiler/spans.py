@@ -29,17 +29,17 @@ class Spans:
     @classmethod
     def of(cls, positions_BT: Tensor, documents_BT: Tensor | None, decodes_BT: Tensor | None, size: int) -> Spans:
         """Summaries of spans of ``size`` slots; slots beyond the end count as empty."""
-        real_BNs = _split(positions_BT >= 0, size, False)
-        some_BN, all_BN = real_BNs.any(-1), real_BNs.all(-1)
-        decodes = Verdict(torch.zeros_like(some_BN), torch.zeros_like(some_BN))
-        if decodes_BT is not None:
-            phases = _range(decodes_BT, real_BNs, size)
-            decodes = Verdict(phases.hi.bool(), phases.lo.bool())
+        real_BT = positions_BT >= 0
+        # where every slot of every span holds a token, most of the work is saved
+        all_real = positions_BT.shape[-1] % size == 0 and bool(real_BT.all())
+        real_BNs = None if all_real else _split(real_BT, size, False)
+        positions = _range(positions_BT, real_BNs, size)
+        yes, no = torch.ones_like(positions.lo, dtype=torch.bool), torch.zeros_like(positions.lo, dtype=torch.bool)
         return cls(
-            _range(positions_BT, real_BNs, size),
+            positions,
             None if documents_BT is None else _range(documents_BT, real_BNs, size),
-            decodes,
-            Verdict(some_BN, all_BN),
+            Verdict(no, no) if decodes_BT is None or not bool(decodes_BT.any()) else _truth(decodes_BT, real_BNs, size),
+            Verdict(yes, yes) if real_BNs is None else Verdict(real_BNs.any(-1), real_BNs.all(-1)),
         )
 
     def __getitem__(self, index: object) -> Spans:
@@ -95,11 +95,21 @@ def _split(table_BT: Tensor, size: int, fill: int | bool) -> Tensor:
     return split
 
 
-def _range(table_BT: Tensor, real_BNs: Tensor, size: int) -> Interval:
-    """The least and greatest value among the real slots of each span (0 and 0 where there is none)."""
+def _truth(table_BT: Tensor, only_BNs: Tensor | None, size: int) -> Verdict:
+    """Is some value of each span true, is every one, among the slots of ``only_BNs``?"""
+    values_BNs = _split(table_BT, size, False)
+    if only_BNs is None:
+        return Verdict(values_BNs.any(-1), values_BNs.all(-1))
+    return Verdict((values_BNs & only_BNs).any(-1), (values_BNs | ~only_BNs).all(-1))
+
+
+def _range(table_BT: Tensor, only_BNs: Tensor | None, size: int) -> Interval:
+    """The least and greatest value of each span, among the slots of ``only_BNs`` (0 and 0 where there is none)."""
     values_BNs = _split(table_BT.long(), size, 0)
+    if only_BNs is None:
+        return Interval(values_BNs.amin(-1), values_BNs.amax(-1))
     far = torch.iinfo(torch.int64).max
-    empty_BN = ~real_BNs.any(-1)
-    lo = torch.where(real_BNs, values_BNs, far).amin(-1).masked_fill(empty_BN, 0)
-    hi = torch.where(real_BNs, values_BNs, -far).amax(-1).masked_fill(empty_BN, 0)
+    empty_BN = ~only_BNs.any(-1)
+    lo = torch.where(only_BNs, values_BNs, far).amin(-1).masked_fill(empty_BN, 0)
+    hi = torch.where(only_BNs, values_BNs, -far).amax(-1).masked_fill(empty_BN, 0)
     return Interval(lo, hi)
