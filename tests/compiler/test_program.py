@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swaa import FullAttention, SinkTokens, SlidingWindow, UserError, every
-from swaa.compiler import program
+from swaa.compiler import plan, program
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.program import AttentionProgram
@@ -91,6 +91,32 @@ def test_flex_is_refused_where_it_cannot_be(tensors: list[torch.Tensor]) -> None
     tensors[1].requires_grad_()
     with pytest.raises(UserError, match="'flex' was asked for, but FlexAttention has no backward pass on CPU"):
         AttentionProgram(TokenLayout.contiguous(30), kernel="flex").attend(layer, *tensors)
+
+
+def test_a_kernel_that_does_not_compile(
+    tensors: list[torch.Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the choice is swaa's, it is the dense kernel, said once; where FlexAttention was asked for, an error."""
+
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise NotImplementedError("no such instruction\nand a long trace")
+
+    monkeypatch.setattr(program, "blocksparse_attention", broken)
+    monkeypatch.setattr(program, "_uncompilable", {})
+    monkeypatch.setattr(plan, "DENSE_ON_CPU_UP_TO", 0)
+    monkeypatch.setattr(plan, "has_cpp_compiler", lambda: True)
+    layer, layout = bind(SlidingWindow(20), 1, 4).layers[0], TokenLayout.contiguous(30)
+    expected = AttentionProgram(layout, kernel="dense").attend(layer, *tensors)
+    with caplog.at_level(logging.WARNING, "swaa"):
+        for _ in range(3):
+            torch.testing.assert_close(AttentionProgram(layout).attend(layer, *tensors), expected)
+    assert caplog.messages == [
+        "SlidingWindow(20): FlexAttention does not compile (no such instruction); "
+        "attention runs on SDPA with a dense mask"
+    ]
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match="no such instruction"):
+            AttentionProgram(layout, kernel="flex").attend(layer, *tensors)
 
 
 def test_samples_laid_out_alike_share_a_row() -> None:

@@ -66,14 +66,14 @@ class AttentionProgram:
         _say_once(plan)
         if plan.kernel is Kernel.CAUSAL:
             return causal_attention(query_BHQD, key_BGKD, value_BGKD, scale=scale, dropout=dropout)
-        if plan.kernel is Kernel.FLEX and layer not in _uncompilable:
+        if plan.kernel is Kernel.FLEX and (self.kernel == "flex" or layer not in _uncompilable):
             try:
                 blocks = self.block_mask(layer, with_backward=needs_grad)
                 return blocksparse_attention(query_BHQD, key_BGKD, value_BGKD, blocks, scale=scale, softcap=softcap)
             except _compile_errors() as error:
                 if self.kernel == "flex":
                     raise
-                _uncompilable[layer] = str(error).splitlines()[0]
+                _uncompilable[layer] = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning(
                     "%s: FlexAttention does not compile (%s); attention runs on SDPA with a dense mask",
                     layer.describe("prefill"),
