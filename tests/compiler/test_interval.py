@@ -170,6 +170,8 @@ UNKNOWN: list[Callable[[], Any]] = [
     lambda: Q @ K,
     lambda: Q + 0.5,
     lambda: Q + True,
+    lambda: Q + (1 << 70),
+    lambda: Q * 6364136223846793005,
     lambda: Q * torch.tensor(0.5),
     lambda: Q < None,
     lambda: Q == "3",

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from swaa.compiler.interval import Interval, Verdict
+from swaa.errors import UserError
+from swaa.policies.base import Predicate
 from swaa.policies.boolean import Formula
-
-Truth = Tensor | Verdict
 
 
 def evaluate(formula: Formula, q: Tensor | Interval, k: Tensor | Interval) -> Any:
-    """The truth of the formula for queries ``q`` and keys ``k``; a plain bool where it is constant."""
+    """The truth of the formula for queries ``q`` and keys ``k``; a plain bool where it is constant.
+
+    Raises:
+        UserError: a predicate returns something else than truth values.
+    """
     union: Any = False
     for term in formula.terms:
         truth: Any = True
         for predicate, asserted in term:
-            value: Any = predicate.visible(q, k)  # type: ignore[arg-type]  # tensors carry more than Index asks for
-            value = value if asserted else ~value
+            value = _truth(predicate, q, k)
+            # a bool apart: ~True is -2
+            value = value if asserted else not value if isinstance(value, bool) else ~value
             truth = value if truth is True else truth & value
         union = truth if union is False else union | truth
     return union
+
+
+def _truth(predicate: Predicate, q: Any, k: Any) -> Any:
+    """What the predicate returns, checked: of numbers, ``~`` and ``&`` would quietly take the bits."""
+    value: Any = predicate.visible(q, k)
+    if isinstance(value, (bool, Verdict)) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return value
+    kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    owner = type(predicate).__name__
+    raise UserError(f"{owner}.visible: expected truth values, got {kind}. Return a comparison, such as q - k < 8.")
 
 
 def evaluate_phases(prefill: Formula, decode: Formula | None, q: Any, k: Any, decodes: Any) -> Any:

@@ -135,6 +135,10 @@ class Interval(_Abstract):
         return _interval(other) + -self
 
     def __mul__(self, other: Any) -> Interval:
+        if (
+            isinstance(other, int) and abs(other) >= INFINITY
+        ):  # on tensors such a product wraps around, as hashes mean it
+            raise _refuse("a factor of 2**40 or more")
         other = _interval(other)
         corners = torch.stack(
             torch.broadcast_tensors(*[_product(a, b) for a in (self.lo, self.hi) for b in (other.lo, other.hi)])
@@ -188,6 +192,8 @@ def _interval(value: Any) -> Interval:
         raise _refuse(f"arithmetic with {type(value).__name__}")
     if isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool):
         raise _refuse(f"arithmetic with a {value.dtype} tensor")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise _refuse("a number beyond 2**60")
     exact = torch.as_tensor(value, dtype=torch.int64)
     return Interval(exact, exact)
 

@@ -6,6 +6,7 @@ past torch's recompile limit FlexAttention runs unfused. Tensors are arguments, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,8 +30,8 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
         (_membership(heads, layer.num_heads, device), with_tensors(head.formulas, device))
         for heads, head in layer.groups
     ]
-    # int32: the kernel's index type, and half the memory traffic of int64
-    query_positions_BQ, key_positions_BK = layout.query_positions_BQ.int(), layout.key_positions_BK.int()
+    # int64, as in the other readings: in int32 a product of positions wraps around, and the kernels would disagree
+    query_positions_BQ, key_positions_BK = layout.query_positions_BQ, layout.key_positions_BK
     decodes_BQ = layout.query_decodes_BQ
     query_documents_BQ, key_documents_BK = layout.query_documents_BQ, layout.key_documents_BK
     by_phase, by_head = layer.by_phase, layer.by_head
@@ -41,6 +42,9 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
         query_positions_BQ = query_positions_BQ.expand(batch, -1).contiguous()
         key_positions_BK = key_positions_BK.expand(batch, -1).contiguous()
         decodes_BQ = decodes_BQ.expand(batch, -1).contiguous()
+        if query_documents_BQ is not None and key_documents_BK is not None:
+            query_documents_BQ = query_documents_BQ.expand(batch, -1).contiguous()
+            key_documents_BK = key_documents_BK.expand(batch, -1).contiguous()
 
     def visible(b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
         row = b if per_sample else torch.zeros_like(b)
@@ -62,7 +66,7 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
 
 
 def with_tensors(formulas: tuple[Formula, Formula | None], device: torch.device) -> tuple[Formula, Formula | None]:
-    """A head's formulas with every int parameter of their predicates as a 0-d int32 tensor on ``device``."""
+    """A head's formulas with every int parameter of their predicates as a 0-d int64 tensor on ``device``."""
     prefill, decode = formulas
     return _formula_with_tensors(prefill, device), None if decode is None else _formula_with_tensors(decode, device)
 
@@ -77,11 +81,11 @@ def _formula_with_tensors(formula: Formula, device: torch.device) -> Formula:
 
 
 def _predicate_with_tensors(predicate: P, device: torch.device) -> P:
-    copy = object.__new__(type(predicate))  # not replace(): the fields would be validated as Python ints
+    with_tensors = copy.copy(predicate)  # not replace(): the fields would be validated as Python ints
     for name, value in predicate.parameters().items():
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        object.__setattr__(copy, name, torch.tensor(value, dtype=torch.int32, device=device) if is_int else value)
-    return copy
+        if isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(with_tensors, name, torch.tensor(value, dtype=torch.int64, device=device))
+    return with_tensors
 
 
 def _membership(heads: tuple[int, ...], num_heads: int, device: torch.device) -> Tensor:

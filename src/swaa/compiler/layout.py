@@ -118,7 +118,8 @@ class TokenLayout:
                     got=tuple(prompt_lengths.shape),
                     mend="Pad short rows with 0.",
                 )
-            lengths_BQ = prompt_lengths.to(documents_BQ.device).gather(-1, documents_BQ)
+            lengths_BD = prompt_lengths.to(documents_BQ.device)
+            lengths_BQ = lengths_BD.gather(-1, documents_BQ.expand(len(lengths_BD), -1))
             decodes_BQ = logical_BQ >= lengths_BQ
         else:
             decodes_BQ = _decodes(logical_BQ, prompt_lengths)

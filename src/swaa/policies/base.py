@@ -146,7 +146,7 @@ class Predicate(AttentionPolicy):
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     def require_int(self, name: str, *, at_least: int, unit: str = "tokens") -> None:
-        """Refuse the field unless it is an int of at least ``at_least`` (and below 2**31, the kernels' index type).
+        """Refuse the field unless it is an int of at least ``at_least`` (and below 2**31, beyond every context).
 
         Call it from ``__post_init__``.
 
