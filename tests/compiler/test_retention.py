@@ -136,6 +136,8 @@ def test_heads_are_united_within_their_key_value_head_only() -> None:
     assert live_keys(layer, keys, following).sum(-1).tolist() == [[8]], "head 3 is full attention"
     assert live_keys(layer, keys, following, num_kv_heads=2).sum(-1).tolist() == [[1, 8]]
     assert live_keys(layer, keys, following, num_kv_heads=4).sum(-1).tolist() == [[1, 1, 4, 8]]
+    two_samples = live_keys(layer, keys, torch.tensor([8, 9]), num_kv_heads=4)
+    assert two_samples.sum(-1).tolist() == [[1, 1, 4, 8], [0, 0, 3, 8]], "of one row of keys"
 
 
 @dataclass(frozen=True, repr=False)

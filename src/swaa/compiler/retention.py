@@ -46,12 +46,11 @@ def live_keys(
     if len(groups) == 1 or num_kv_heads is None:
         return (torch.stack([live for _, live in groups]).any(0) & real_BK).unsqueeze(1)
     per_group = layer.num_heads // num_kv_heads
-    union = torch.zeros(len(key_positions_BK), num_kv_heads, key_positions_BK.shape[-1], dtype=torch.bool)
-    union = union.to(key_positions_BK.device)
-    for heads, live_BK in groups:
-        for kv_head in {head // per_group for head in heads}:
-            union[:, kv_head] |= live_BK
-    return union & real_BK.unsqueeze(1)
+    live_BK_of_kv_head = [
+        torch.stack([live for heads, live in groups if any(head // per_group == kv_head for head in heads)]).any(0)
+        for kv_head in range(num_kv_heads)
+    ]
+    return torch.stack(live_BK_of_kv_head, 1) & real_BK.unsqueeze(1)
 
 
 def _live(head: HeadPolicy, keys_BK: Tensor, next_B: Tensor, prompt_B: Tensor | None) -> Tensor:
