@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swaa import Index, Predicate, UserError, register_policy
+from swaa import Index, Predicate, UserError, parse_policy, policy_to_dict, register_policy
 from swaa.policies import policy_names, registry
 
 
@@ -62,15 +62,32 @@ class Stranger:
     size: int = 1
 
 
+@dataclass(frozen=True, repr=False)
+class Nested(_Blind):
+    policy: str = "SlidingWindow"
+
+
+@dataclass(frozen=True, repr=False)
+class Stacked(_Blind):
+    stack: int = 3
+    union: int = 4
+
+
+def test_a_field_may_have_the_name_of_a_mappings_kind() -> None:
+    register_policy(Stacked)
+    assert parse_policy(policy_to_dict(Stacked(7))) == Stacked(7)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (Nested, "policy Nested: a field is named 'policy', which in YAML stands for the class. Rename the field."),
         (Thawed, "policy Thawed: expected a frozen dataclass, got .* Put @dataclass.frozen=True, repr=False. under"),
         (_Blind, "policy _Blind: expected a frozen dataclass"),
         (Stranger, "policy: expected a subclass of swaa.Predicate, got .*Stranger.* Derive the policy from"),
         (print, "policy: expected a subclass of swaa.Predicate, got <built-in"),
     ],
-    ids=["thawed", "no dataclass", "no predicate", "no class"],
+    ids=["a field named policy", "thawed", "no dataclass", "no predicate", "no class"],
 )
 def test_what_is_no_policy_is_refused(wrong: type, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -119,7 +119,8 @@ def _check_arguments(name: str, function: Callable[..., Any], *values: Any, **na
 
 
 def _parse_mapping(spec: Mapping[str, Any]) -> AttentionPolicy:
-    kinds = [kind for kind in _NODE_KINDS if kind in spec]
+    # a policy's own fields stand beside its name, and may have the name of another kind
+    kinds = ["policy"] if "policy" in spec else [kind for kind in _NODE_KINDS if kind in spec]
     if len(kinds) != 1:
         near = next(iter(spec), "nothing") if not kinds else ", ".join(kinds)
         mend = f"Use exactly one of {', '.join(_NODE_KINDS)} as a key."

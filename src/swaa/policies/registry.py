@@ -29,7 +29,8 @@ def register_policy(policy_class: P) -> P:
     """Class decorator: make a predicate known by its class name to YAML, the command line and the tests.
 
     Raises:
-        UserError: it is no subclass of Predicate, no frozen dataclass, or another class has the name.
+        UserError: it is no subclass of Predicate, no frozen dataclass, has a field named ``policy``, or another class
+            has the name.
     """
     if not (isinstance(policy_class, type) and issubclass(policy_class, Predicate)):
         mend = "Derive the policy from swaa.Predicate."
@@ -39,6 +40,10 @@ def register_policy(policy_class: P) -> P:
     if options is None or not options.frozen:
         mend = "Put @dataclass(frozen=True, repr=False) under @register_policy."
         raise invalid(f"policy {name}", accepted="a frozen dataclass", got=policy_class, mend=mend)
+    if "policy" in vars(policy_class)["__dataclass_fields__"]:
+        raise UserError(
+            f"policy {name}: a field is named 'policy', which in YAML stands for the class. Rename the field."
+        )
     present = _policies.get(name)
     if present is not None and not _is_same(present, policy_class):
         raise UserError(
