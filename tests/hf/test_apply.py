@@ -46,6 +46,19 @@ def state(model: PreTrainedModel) -> tuple[object, ...]:
     return model.config.to_dict(), model.config._attn_implementation, sorted(vars(model.config)), hooks
 
 
+def test_a_share_of_the_heads_is_refused_where_the_policy_names_heads(model: PreTrainedModel) -> None:
+    """Under tensor parallelism each process has some of the heads, and calls them 0, 1, ..."""
+    heads = model.config.num_attention_heads
+    with swaa.apply_policy(model, swaa.SlidingWindow(4)):
+        model.config.num_attention_heads = 2 * heads
+        logits(model)
+    model.config.num_attention_heads = heads
+    with swaa.apply_policy(model, swaa.SlidingWindow(4).on_heads(0)):
+        model.config.num_attention_heads = 2 * heads
+        with pytest.raises(swaa.UserError, match=f"only {heads} of the model's {2 * heads} are here"):
+            logits(model)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_a_block_restores_the_model_exactly(model: PreTrainedModel, implementation: str) -> None:
     model.set_attn_implementation(implementation)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.distributed.utils import _apply_to_tensors
 from transformers import DynamicCache, PreTrainedModel
 
 import swaa
@@ -95,6 +96,19 @@ def test_packed_documents(model: PreTrainedModel, composition: Composition, cach
             for document, prompt, end in zip(row, prompts, ends, strict=False):
                 expected = reference_logits(model, document, composition, int(prompt))
                 torch.testing.assert_close(got[end - len(document) : end], expected, **CLOSE)
+
+
+def test_a_wrapper_that_copies_dataclasses_does_not_hide_that_packing_arrived(model: PreTrainedModel) -> None:
+    """FSDP rebuilds every dataclass among the arguments of a layer to cast the tensors inside."""
+
+    def copied(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, _apply_to_tensors(lambda tensor: tensor, kwargs)
+
+    with swaa.apply_policy(model, SINKS.policy), torch.no_grad():
+        expected = model(**packed([rows_of(5, 7)])).logits
+        for layer in model.base_model.layers:
+            layer.register_forward_pre_hook(copied, with_kwargs=True)
+        torch.testing.assert_close(model(**packed([rows_of(5, 7)])).logits, expected)
 
 
 @pytest.mark.parametrize("given", [{}, {"past_key_values": DynamicCache()}], ids=["own cache", "given cache"])

@@ -66,6 +66,12 @@ def policy_attention(
         context.arrived = True
     program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
     layer = attention_mask.policy.layer(layer_index, query_BHQD.shape[1])
+    expected_heads = getattr(getattr(module, "config", None), "num_attention_heads", query_BHQD.shape[1])
+    if layer.by_head and query_BHQD.shape[1] != expected_heads:
+        raise UserError(
+            f"{owner}: the policy names heads, and only {query_BHQD.shape[1]} of the model's {expected_heads} are here "
+            f"(tensor parallelism?), so which they are is unknown. Use a policy without heads, or one device."
+        )
     out_BHQD = program.attend(
         restrict(layer, attention_mask.native),
         query_BHQD,

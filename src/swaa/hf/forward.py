@@ -38,14 +38,14 @@ class Prompt:
     """Were the prompts packed documents? Then nothing can be added to the cache."""
 
 
-@dataclass(eq=False)
 class ForwardContext:
-    """What the pre-hook found out."""
+    """What the pre-hook found out. No dataclass: wrappers such as FSDP copy those, and ``arrived`` would be lost."""
 
-    prompt: Prompt | None = None
-    packed_positions: Tensor | None = None
-    arrived: bool = False
-    """Has an attention layer got it? Some models drop keyword arguments on the way."""
+    def __init__(self, prompt: Prompt | None = None, packed_positions: Tensor | None = None) -> None:
+        self.prompt = prompt
+        self.packed_positions = packed_positions
+        self.arrived = False
+        """Has an attention layer got it? Some models drop keyword arguments on the way."""
 
 
 def declare_prompt(cache: Any, prompt_lengths: Tensor | int) -> Any:
