@@ -79,7 +79,7 @@ def test_layers_that_behave_alike_are_one_value() -> None:
     assert list(bound.distinct.values()) == [tuple(range(0, 30, 2)), tuple(range(1, 30, 2))]
     assert not bound.layers[0].by_head
     assert bound.layers[0].by_phase
-    assert bound.layers[0].is_full_in("decode")
+    assert bound.layers[0].describe("decode") == "FullAttention()"
     assert bound.layers[1].is_full
 
 

@@ -8,7 +8,6 @@ Shape suffixes: B samples, H query heads, G key-value heads, Q queries, K keys, 
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-log = logging.getLogger(__name__)
 
 _GRAPHS = 256  # kernels kept for distinct policies' structures and lengths; past torch's own limit of 8 Flex is unfused
 

@@ -172,8 +172,8 @@ def _count(head: HeadPolicy, layout: TokenLayout) -> int:
     try:
         return int(count_visible(head, layout).sum())
     except UnknownOperation as reason:
-        log.warning("%s: %s; its pairs are counted densely", head, reason)
         layer = LayerPolicy((((0,), head),), 1)
+        log.warning("%s: %s; its pairs are counted densely", layer.describe("prefill"), reason)
         rows = max(1, _CELLS // layout.key_length)
         counts = [
             int(dense_mask(layer, layout.queries(start, start + rows)).sum())

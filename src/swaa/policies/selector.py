@@ -18,9 +18,6 @@ from dataclasses import dataclass
 
 from swaa.errors import UserError, invalid
 
-Selector = "int | str | slice | range | Iterable[int | str] | IndexSet"
-"""What a user may write where layers or heads are chosen."""
-
 _LARGEST = 4095  # no model is deeper; keeps a slip of the finger from allocating a huge prefix
 _ACCEPTED = "an int, a slice such as '1::2', a list of these, or every(n, start)"
 
