@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import oracle
 from oracle import Atom, Model, Place, Scope, Union
 from strategies import ALL_ATOMS, ZOO_ATOMS, bound_layer, recipes
-from swaa import Index, Predicate, SinkTokens, SlidingWindow
+from swaa import FullAttention, Index, Predicate, SinkTokens, SlidingWindow
 from swaa.compiler.retention import live_keys
 from swaa.policies import bind, get_policy, policy_names
 
@@ -138,6 +138,23 @@ def test_heads_are_united_within_their_key_value_head_only() -> None:
     assert live_keys(layer, keys, following, num_kv_heads=4).sum(-1).tolist() == [[1, 1, 4, 8]]
     two_samples = live_keys(layer, keys, torch.tensor([8, 9]), num_kv_heads=4)
     assert two_samples.sum(-1).tolist() == [[1, 1, 4, 8], [0, 0, 3, 8]], "of one row of keys"
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_the_widest_head_of_a_group_decides(wide: int) -> None:
+    layer = bind(SlidingWindow(5).on_heads([wide], otherwise=SlidingWindow(2)), 1, 4).layers[0]
+    live = live_keys(layer, torch.arange(8).unsqueeze(0), torch.tensor([8]), num_kv_heads=2)
+    assert live.sum(-1).tolist() == [[4, 1]]
+    assert live_keys(layer, torch.arange(8).unsqueeze(0), torch.tensor([8])).sum(-1).tolist() == [[4]]
+
+
+def test_the_prompts_last_token_is_the_last_under_its_policy() -> None:
+    """Queries 2, 3 and 4 are left of a prompt of 5. Query 4 still sees key 1; only query 5 would see key 2."""
+    layer = bind((~SlidingWindow(3)).in_phase("prefill", otherwise=~FullAttention()), 1, 1).layers[0]
+    live = live_keys(layer, torch.arange(6).unsqueeze(0), torch.tensor([2]), torch.tensor([5]))
+    assert live.tolist() == [[[True, True, False, False, False, False]]]
+    live = live_keys(layer, torch.arange(6).unsqueeze(0), torch.tensor([5]), torch.tensor([5]))
+    assert not live.any()
 
 
 @dataclass(frozen=True, repr=False)
