@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,29 @@ def test_what_the_model_lacks_is_refused_when_the_policy_is_applied(
     with pytest.raises(swaa.UserError, match=message):
         swaa.apply_policy(model, policy)
     assert state(model) == was
+
+
+@dataclass(frozen=True, repr=False)
+class Unregistered(swaa.Predicate):
+    num_tokens: int
+
+    def visible(self, q: swaa.Index, k: swaa.Index) -> swaa.Index:
+        return k >= self.num_tokens
+
+    @classmethod
+    def examples(cls) -> list[Unregistered]:
+        return []
+
+
+def test_a_policy_that_is_not_registered_is_refused(model: PreTrainedModel) -> None:
+    """The config holds names, so attention would run under whatever has the name."""
+    before = state(model)
+    with pytest.raises(swaa.UserError, match="unknown policy 'Unregistered'.* Put @swaa.register_policy on its class"):
+        swaa.apply_policy(model, Unregistered(3))
+    namesake = type("SinkTokens", (Unregistered,), {})
+    with pytest.raises(swaa.UserError, match="SinkTokens.3.*: another class is registered under this name. Put"):
+        swaa.apply_policy(model, namesake(3) | swaa.SlidingWindow(4))
+    assert state(model) == before
 
 
 def test_an_unknown_kernel_is_refused(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import oracle
 from oracle import Model
 from strategies import ALL_ATOMS, CLASSES, Chunked, Dilated, build, recipes
-from swaa import FullAttention, SinkTokens, SlidingWindow, UserError
+from swaa import FullAttention, Predicate, SinkTokens, SlidingWindow, UserError
 from swaa.policies import AttentionPolicy, get_policy, policy_names
 from swaa.policies.boolean import MOST_ATOMS
 
@@ -138,6 +139,15 @@ def test_implications_hold_for_random_values(one: oracle.Atom, two: oracle.Atom)
             for k in range(q + 1):
                 case = (model, 0, 0, "prefill", q, k)
                 assert oracle.sees(two, *case) or not oracle.sees(one, *case)
+
+
+def test_namesakes_with_other_fields_have_an_order_too() -> None:
+    namesake = type("Chunked", (Dilated,), {"__module__": __name__})(3)
+    longer = dataclasses.make_dataclass("Chunked", ["size", "more"], bases=(Predicate,), frozen=True, repr=False)
+    longer.visible, longer.examples, longer.__abstractmethods__ = Dilated.visible, Dilated.examples, frozenset()
+    for one in (namesake, longer(3, 4)):
+        assert C | one == one | C
+        assert C & ~one == ~one & C != C
 
 
 @pytest.mark.parametrize("wrong", [8, "SlidingWindow(8)", None])

@@ -26,8 +26,21 @@ def text_config(config: Any) -> Any:
 
 
 def make_spec(policy: AttentionPolicy, kernel: str) -> dict[str, Any]:
-    """The JSON form of a policy on a model."""
-    return {"policy": policy_to_dict(policy), "kernel": kernel}
+    """The JSON form of a policy on a model.
+
+    Raises:
+        UserError: a predicate in it is not registered, or is a namesake of one that is.
+    """
+    described = policy_to_dict(policy)
+    try:
+        same = parse_policy(described) == policy
+    except UserError as error:
+        raise UserError(
+            f"{policy}: {error} Is it a policy of your own? Put @swaa.register_policy on its class."
+        ) from error
+    if not same:  # attention would run under the namesake
+        raise UserError(f"{policy}: another class is registered under this name. Put @swaa.register_policy on yours.")
+    return {"policy": described, "kernel": kernel}
 
 
 def read_spec(config: Any) -> dict[str, Any] | None:

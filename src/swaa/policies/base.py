@@ -139,7 +139,8 @@ class Predicate(AttentionPolicy):
     def sort_key(self) -> tuple[object, ...]:
         """Orders predicates by name, then by parameters."""
         kind = type(self)
-        return (kind.__name__, *(repr_key(value) for value in self.parameters().values()), kind.__module__)
+        where = (kind.__name__, kind.__module__, kind.__qualname__)  # first: namesakes may have other parameters
+        return (*where, *(repr_key(value) for value in self.parameters().values()))
 
     def parameters(self) -> dict[str, Any]:
         """The dataclass fields by name, in order."""
