@@ -47,14 +47,17 @@ def dense_attention(
         sink_logits_H: a logit per head that takes part in the softmax and carries no value (GPT-OSS).
     """
     groups = query_BHQD.shape[1] // key_BGKD.shape[1]
-    key_BHKD = key_BGKD.repeat_interleave(groups, dim=1) if groups > 1 else key_BGKD
-    value_BHKD = value_BGKD.repeat_interleave(groups, dim=1) if groups > 1 else value_BGKD
-    if softcap is None and sink_logits_H is None:
+    unmodified = softcap is None and sink_logits_H is None
+    # copying a cache for each query head would cost more than a decode step; on CUDA no fused kernel takes a mask so
+    grouped = groups > 1 and unmodified and (mask_BHQK is None or query_BHQD.device.type == "cpu")
+    if groups > 1 and not grouped:  # G is H from here on
+        key_BGKD, value_BGKD = key_BGKD.repeat_interleave(groups, dim=1), value_BGKD.repeat_interleave(groups, dim=1)
+    if unmodified:
         out = F.scaled_dot_product_attention(
-            query_BHQD, key_BHKD, value_BHKD, attn_mask=mask_BHQK, scale=scale, dropout_p=dropout
+            query_BHQD, key_BGKD, value_BGKD, mask_BHQK, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
     else:
-        out = _modified_attention(query_BHQD, key_BHKD, value_BHKD, mask_BHQK, scale, dropout, softcap, sink_logits_H)
+        out = _modified_attention(query_BHQD, key_BGKD, value_BGKD, mask_BHQK, scale, dropout, softcap, sink_logits_H)
     if mask_BHQK is None:
         return out
     return out.masked_fill(~mask_BHQK.any(-1, keepdim=True), 0.0)
