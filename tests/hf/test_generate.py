@@ -198,6 +198,24 @@ def test_chunked_prefill_in_generate(composition: Composition) -> None:
     assert out[:, -NEW:].tolist() == [reference_greedy(row, composition) for row in rows]
 
 
+@pytest.mark.parametrize("by", ["declare_prompt", "prompt_lengths"])
+def test_a_cache_that_was_reset_forgets_its_prompt(by: str) -> None:
+    (row,) = rows_of(12)
+    cache = StaticCache(config=model().config, max_cache_len=20)
+    given = {"prompt_lengths": torch.tensor([4])} if by == "prompt_lengths" else {}
+    if by == "declare_prompt":
+        swaa.declare_prompt(cache, 4)
+    with swaa.apply_policy(model(), PHASED.policy), torch.no_grad():
+        first = model()(row.unsqueeze(0), past_key_values=cache, **given).logits[0]
+        cache.reset()
+        second = model()(row.unsqueeze(0), past_key_values=cache).logits[0]
+        cache.reset()
+        with pytest.raises(swaa.UserError, match="assisted decoding"):
+            model()(row.unsqueeze(0), past_key_values=cache, logits_to_keep=3)
+    torch.testing.assert_close(first, reference_logits(row, PHASED, 4), **CLOSE)
+    torch.testing.assert_close(second, reference_logits(row, PHASED, 12), **CLOSE)
+
+
 @BOTH
 def test_several_turns_on_one_cache(composition: Composition) -> None:
     first, second = rows_of(9, 5)

@@ -36,6 +36,8 @@ class Prompt:
     """Did the user say so? Otherwise it is the width of the cache's first forward pass."""
     packed: bool = False
     """Were the prompts packed documents? Then nothing can be added to the cache."""
+    started: bool = False
+    """Has a forward pass begun with it? Then an empty cache has been reset, and awaits another prompt."""
 
 
 class ForwardContext:
@@ -93,7 +95,8 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     if lengths is not None:
         prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens), packed is not None), declared=True)
     if cache is not None:
-        prompt = replace(_prompt_of_cache(decoder, cache, seen, tokens, prompt), packed=packed is not None)
+        prompt = _prompt_of_cache(decoder, cache, seen, tokens, prompt)
+        prompt = replace(prompt, packed=packed is not None, started=True)
         setattr(cache, _ON_CACHE, prompt)
     kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed)
     return (), kwargs
@@ -109,7 +112,7 @@ def after_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     cache = getattr(output, "past_key_values", None)
     if cache is not None and not hasattr(cache, _ON_CACHE):
         prompt = context.prompt or Prompt(width=int(cache.get_seq_length()))
-        setattr(cache, _ON_CACHE, replace(prompt, packed=context.packed_positions is not None))
+        setattr(cache, _ON_CACHE, replace(prompt, packed=context.packed_positions is not None, started=True))
 
 
 def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -128,7 +131,7 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"show it. Generate with a cache; in a forward pass of your own, give prompt_lengths."
         )
     if cache is not None and logits > 1 and int(cache.get_seq_length()) == 0:
-        known: Prompt | None = getattr(cache, _ON_CACHE, None)
+        known = _known(cache, seen=0)
         if known is None or not known.declared:
             reason = f"{logits} logits are wanted of the cache's first forward pass (assisted decoding)"
             raise _undeclared(policy.policy, reason)
@@ -150,8 +153,13 @@ def _undeclared(policy: AttentionPolicy, reason: str) -> UserError:
     )
 
 
-def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, given: Prompt | None) -> Prompt:
+def _known(cache: Any, seen: int) -> Prompt | None:
     known: Prompt | None = getattr(cache, _ON_CACHE, None)
+    return None if known is not None and known.started and seen == 0 else known
+
+
+def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, given: Prompt | None) -> Prompt:
+    known = _known(cache, seen)
     queries = tokens.shape[1]
     if seen and known is not None and known.packed:
         raise UserError(
