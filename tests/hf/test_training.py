@@ -98,6 +98,26 @@ def test_packed_documents(model: PreTrainedModel, composition: Composition, cach
                 torch.testing.assert_close(got[end - len(document) : end], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("cache", ["none", "the models own", "the callers"])
+def test_positions_with_gaps_are_documents_where_transformers_says_so(model: PreTrainedModel, cache: str) -> None:
+    (row,) = rows_of(9)
+    batch = {"input_ids": row.unsqueeze(0), "position_ids": torch.arange(9).unsqueeze(0) * 2}
+
+    def run() -> list[Tensor]:
+        given = {"past_key_values": DynamicCache()} if cache == "the callers" else {"use_cache": cache != "none"}
+        out = model(**batch, **given)
+        if cache == "none":
+            return [out.logits]
+        following = {"input_ids": torch.tensor([[3]]), "position_ids": torch.tensor([[18]])}
+        return [out.logits, model(**following, past_key_values=out.past_key_values).logits]
+
+    with torch.no_grad():
+        expected = run()
+        with swaa.apply_policy(model, swaa.SlidingWindow(9).in_phase("prefill")):
+            for got, wanted in zip(run(), expected, strict=True):
+                torch.testing.assert_close(got, wanted, **CLOSE)
+
+
 def test_a_wrapper_that_copies_dataclasses_does_not_hide_that_packing_arrived(model: PreTrainedModel) -> None:
     """FSDP rebuilds every dataclass among the arguments of a layer to cast the tensors inside."""
 

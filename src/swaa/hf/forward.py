@@ -90,7 +90,10 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         return (), kwargs  # the model itself will say what is missing
     cache = kwargs.get("past_key_values")
     seen = 0 if cache is None else int(cache.get_seq_length())
-    packed = _packed_positions(kwargs.get("position_ids"), kwargs.get("attention_mask")) if seen == 0 else None
+    packed = None
+    if seen == 0:
+        cached = cache is not None or _makes_a_cache(decoder, kwargs)
+        packed = _packed_positions(kwargs.get("position_ids"), kwargs.get("attention_mask"), cached)
     prompt = None
     if lengths is not None:
         prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens), packed is not None), declared=True)
@@ -205,9 +208,21 @@ def _checked_lengths(given: Any, batch: int, packed: bool) -> Tensor:
     return lengths
 
 
-def _packed_positions(position_ids: Tensor | None, attention_mask: Any) -> Tensor | None:
-    """The positions of packed documents: position ids that restart, where no attention mask tells of padding."""
+def _makes_a_cache(decoder: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Will the decoder make a cache for itself?"""
+    asked = kwargs.get("use_cache")
+    wanted = getattr(decoder.config, "use_cache", False) if asked is None else asked
+    return bool(wanted) and not (decoder.training and getattr(decoder, "gradient_checkpointing", False))
+
+
+def _packed_positions(position_ids: Tensor | None, attention_mask: Any, cached: bool) -> Tensor | None:
+    """The positions of packed documents: position ids that restart, where no attention mask tells of padding.
+
+    Position ids that leave some out are one document where there is a cache; where there is none, transformers takes a
+    gap for a new document, and so does this.
+    """
     if position_ids is None or attention_mask is not None or position_ids.dim() != 2:
         return None
-    restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    steps = position_ids[:, 1:] - position_ids[:, :-1]
+    restarts = steps < 1 if cached else steps != 1
     return position_ids if bool(restarts.any()) else None
