@@ -21,6 +21,7 @@ from hf.batches import CLOSE, padded, rows_of
 from hf.reference import SIX, reference
 from hf.zoo import BY_TYPE
 from swaa.hf import spec
+from swaa.hf.masks import plan_mask
 
 BY_NAME = {composition.name: composition for composition in SIX}
 NAIVE, SINKS, PHASED = BY_NAME["naive"], BY_NAME["sinks"], BY_NAME["sinks_fa_decode_half_layers"]
@@ -171,6 +172,15 @@ def test_a_policy_that_is_not_registered_is_refused(model: PreTrainedModel) -> N
     with pytest.raises(swaa.UserError, match="SinkTokens.3.*: another class is registered under this name. Put"):
         swaa.apply_policy(model, namesake(3) | swaa.SlidingWindow(4))
     assert state(model) == before
+
+
+def test_layers_on_one_other_device_share_their_masks(model: PreTrainedModel) -> None:
+    with swaa.apply_policy(model, NAIVE.policy):
+        plan = plan_mask(2, 3, 3, attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]), config=model.config)
+    assert plan.to("cpu") is plan is plan.to(torch.float16)
+    moved = plan.to("meta")
+    assert moved is plan.to(torch.device("meta"))
+    assert moved.device.type == moved.padding_BS.device.type == "meta"
 
 
 def test_an_unknown_kernel_is_refused(model: PreTrainedModel) -> None:

@@ -133,6 +133,13 @@ def test_what_is_refused(wrong: object, message: str) -> None:
         SlidingWindow(8).on_heads(wrong)
 
 
+def test_steps_that_take_for_ever_to_repeat_together_are_refused() -> None:
+    with pytest.raises(
+        UserError, match="expected steps that fit together, got 'a period of 716539'. Write the indices"
+    ):
+        SlidingWindow(8).on_layers([every(97), every(89), every(83)])
+
+
 @pytest.mark.parametrize(
     ("n", "start", "message"),
     [

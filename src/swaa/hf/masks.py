@@ -61,6 +61,7 @@ class MaskPlan(BlockMask):
         self.device = device
         self.mask_function = mask_function
         self._program: AttentionProgram | None = None
+        self._moved: dict[torch.device, MaskPlan] = {}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -84,18 +85,21 @@ class MaskPlan(BlockMask):
         """A plan whose program is built on ``device``; layers of a model split over devices call this."""
         if device is None or isinstance(device, torch.dtype) or torch.device(device) == self.device:
             return self
-        return MaskPlan(
-            self.policy,
-            batch_size=self.batch_size,
-            query_length=self.query_length,
-            key_length=self.key_length,
-            query_offset=self.query_offset,
-            key_offset=self.key_offset,
-            padding_BS=None if self.padding_BS is None else self.padding_BS.to(device),
-            native=self.native,
-            device=torch.device(device),
-            mask_function=self.mask_function,
-        )
+        device = torch.device(device)
+        if device not in self._moved:  # one for all layers there, as they share its masks
+            self._moved[device] = MaskPlan(
+                self.policy,
+                batch_size=self.batch_size,
+                query_length=self.query_length,
+                key_length=self.key_length,
+                query_offset=self.query_offset,
+                key_offset=self.key_offset,
+                padding_BS=None if self.padding_BS is None else self.padding_BS.to(device),
+                native=self.native,
+                device=device,
+                mask_function=self.mask_function,
+            )
+        return self._moved[device]
 
     def __repr__(self) -> str:
         return f"MaskPlan(shape={self.shape}, policy={self.policy.policy!r})"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from swaa.errors import UserError, invalid
 
 _LARGEST = 4095  # no model is deeper; keeps a slip of the finger from allocating a huge prefix
+_LONGEST_PERIOD = 1 << 16  # steps of 97, 89 and 83 together repeat every 716,539 indices, and take seconds
 _ACCEPTED = "an int, a slice such as '1::2', a list of these, or every(n, start)"
 
 
@@ -51,6 +52,9 @@ class _Naturals:
     def combine(self, other: _Naturals, op: Callable[[bool, bool], bool]) -> _Naturals:
         prefix = max(len(self.prefix), len(other.prefix))
         period = math.lcm(len(self.period), len(other.period))
+        if period > _LONGEST_PERIOD:
+            mend = "Write the indices as a list."
+            raise invalid("layers or heads", accepted="steps that fit together", got=f"a period of {period}", mend=mend)
         return _Naturals.sampled(lambda i: op(i in self, i in other), prefix, period)
 
 
