@@ -22,9 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests need no hub: fail at o
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores; set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile(
-    "base", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("base", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("base"), max_examples=2_000, derandomize=True)
 settings.register_profile("quick", settings.get_profile("base"), max_examples=50)
 settings.register_profile("deep", settings.get_profile("base"), max_examples=20_000)

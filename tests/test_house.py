@@ -157,9 +157,7 @@ def test_no_file_outgrows_its_room() -> None:
 
 def modules_after(statement: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after `statement`."""
-    program = (
-        f"import sys\n{statement}\nprint('\\n'.join({{name.partition('.')[0] for name in sys.modules}}))"
-    )
+    program = f"import sys\n{statement}\nprint('\\n'.join({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -182,7 +180,5 @@ def test_what_knows_no_model_loads_no_torch(module: str) -> None:
 
 def test_the_command_lines_help_loads_no_torch() -> None:
     program = "sys.argv = ['swaa', '--help']\nimport contextlib, io, swaa.cli\n"
-    program += (
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): swaa.cli.main()"
-    )
+    program += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): swaa.cli.main()"
     assert modules_after(program) & (HEAVY | {"torch"}) == set()

@@ -90,6 +90,14 @@ def test_a_saved_policy_comes_back_and_full_attention_overrides_it(tiny: Path, t
     torch.testing.assert_close(logits(saved, FullAttention()), logits(tiny))
 
 
+def test_a_saved_kernel_comes_back_unless_another_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(tiny, SlidingWindow(2), kernel="dense")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    kernels = [load(tmp_path, kernel=kernel)[0].config.swaa["kernel"] for kernel in (None, "flex")]
+    assert kernels == ["dense", "flex"]
+
+
 @pytest.mark.parametrize("path", ["./no/such/model", "/no/such/model", "~/no-such-model", "no/such/model", "a b"])
 def test_a_folder_that_is_not_there(path: str) -> None:
     with pytest.raises(UserError, match=r"there is no such model folder\. Check the path, or give one of the names"):

@@ -101,7 +101,8 @@ def apply_policy(
     :func:`swaa.load` applies it again.
 
     A forward pass is one prompt unless told otherwise: pass ``prompt_lengths`` (int tensor [B]: real prompt tokens of
-    each sample) to ``model(...)`` for samples that hold prompt and answer. In ``generate()`` it is known.
+    each sample) to ``model(...)`` for samples that hold prompt and answer. In ``generate()`` it is known,
+    unless the prompt is read in chunks: see :func:`swaa.declare_prompt`.
 
     Args:
         model: a causal language model of transformers, or a PEFT wrapper around one.
@@ -126,7 +127,7 @@ def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrain
     base: Any = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     base = getattr(base, "get_base_model", lambda: base)()
     if not isinstance(base, PreTrainedModel):
-        mend = "Load one with swaa.load or AutoModelForCausalLM.from_pretrained."
+        mend = "Load one with swaa.load, and apply the policy before wrapping it (DDP, FSDP)."
         raise invalid("model", accepted="a transformers model", got=type(model).__name__, mend=mend)
     config = base.config
     name = f"{type(base).__name__} (model type {config.model_type!r})"

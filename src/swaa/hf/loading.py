@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from swaa.errors import UserError, invalid, unknown
 from swaa.hf.apply import apply_policy
-from swaa.hf.spec import saved_policy
+from swaa.hf.spec import read_spec, saved_policy
 from swaa.hf.weights import CATALOGUE, fetch
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    kernel: str = "auto",
+    kernel: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode, and its tokenizer, set up for generation.
@@ -49,7 +49,8 @@ def load(
         dtype: "auto" is the checkpoint's own on every device, so that moving to another device never changes
             the precision (catalogue models are float32); else one of `DTYPES` by name, or a torch dtype.
         device: "auto" is CUDA if there is a CUDA device, else the CPU; else a torch device.
-        kernel: which attention kernel runs the policy; see `swaa.hf.apply.apply_policy`.
+        kernel: which attention kernel runs the policy, see `swaa.hf.apply.apply_policy`; None takes the one saved
+            with the checkpoint, if any, else "auto".
         trust_remote_code: whether to run Python code that the checkpoint brings along. Read that code first.
 
     Raises:
@@ -71,10 +72,10 @@ def load(
     _refuse_random_weights(loading["missing_keys"], source)
     _ensure_pad_token(tokenizer, model, source)
     model = model.to(torch_device).eval()
-    if policy is None:
-        policy = saved_policy(model.config)
+    spec = read_spec(model.config)
+    policy = saved_policy(model.config) if policy is None else policy
     if policy is not None:
-        apply_policy(model, policy, kernel=kernel)
+        apply_policy(model, policy, kernel=kernel or (spec or {}).get("kernel", "auto"))
     return model, tokenizer
 
 
