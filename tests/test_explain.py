@@ -99,6 +99,20 @@ def test_explanation_is_json_and_prints() -> None:
     assert "receptive field" in text
 
 
+def test_explanation_is_whole_on_80_columns() -> None:
+    """Nothing is cut off: the words of every policy and every reason stand in the print, and no line is longer."""
+    policy = parse_policy("(SlidingWindow(2048) | SinkTokens(100)).in_phase('prefill').on_layers('::2')")
+    data = explain(policy, SHAPE, 40, 7)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(explanation_table(data))
+    text = console.export_text().partition("effective policy")[2]  # the policy itself stands above
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for layer in data["layers"]:
+        for name in ("prefill", "decode", "prefill_kernel", "decode_kernel"):
+            assert all(word in text for word in layer[name].split())
+
+
 @pytest.mark.parametrize(
     ("indices", "shown"),
     [([0, 1, 2, 3], "0-3"), ([1, 3, 5], "1-5:2"), ([0, 4], "0,4"), ([2], "2"), ([0, 1, 2, 9, 29], "0-2,9,29")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -16,17 +17,16 @@ def explanation_table(data: Mapping[str, Any]) -> Group:
         f"{data['num_layers']} layers, {data['num_heads']} heads ({data['num_kv_heads']} KV) of {data['head_dim']}; "
         f"prompt {data['prompt_length']:,} tokens, {data['new_tokens']:,} generated"
     )
-    return Group(Text(data["policy"], style="bold"), Text(sizes), _layers(data), _totals(data))
+    return Group(Text(data["policy"], style="bold"), Text(sizes), Text(), _layers(data), _kernels(data), _totals(data))
 
 
 def _layers(data: Mapping[str, Any]) -> Table:
-    table = Table(title="effective policy", title_justify="left")
-    table.add_column("layers")
-    table.add_column("prefill", ratio=2)
-    table.add_column("decode", ratio=2)
-    for heading in ("pairs, prefill", "pairs, decode", "KV kept"):
-        table.add_column(heading, justify="right")
-    table.add_column("kernel, prefill / decode", ratio=1)
+    table = _table("effective policy")
+    table.add_column("layers", overflow="fold")
+    for phase in ("prefill", "decode"):
+        table.add_column(phase, overflow="fold")
+    for heading in ("pairs,\nprefill", "pairs,\ndecode", "KV\nkept"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for layer in data["layers"]:
         table.add_row(
             index_runs(layer["layers"]),
@@ -35,14 +35,26 @@ def _layers(data: Mapping[str, Any]) -> Table:
             _percent(layer["prefill_pair_share"]),
             _percent(layer["decode_pair_share"]),
             _percent(layer["kv_share"]),
-            f"{layer['prefill_kernel']} / {layer['decode_kernel']}",
         )
+    return table
+
+
+def _kernels(data: Mapping[str, Any]) -> Table:
+    """Which kernels compute which layers, and why."""
+    layers_of: dict[tuple[str, str], list[int]] = {}
+    for layer in data["layers"]:
+        layers_of.setdefault((layer["prefill_kernel"], layer["decode_kernel"]), []).extend(layer["layers"])
+    table = _table("kernels")
+    for heading in ("layers", "prefill", "decode"):
+        table.add_column(heading, overflow="fold")
+    for kernels, indices in layers_of.items():
+        table.add_row(index_runs(sorted(indices)), *kernels)
     return table
 
 
 def _totals(data: Mapping[str, Any]) -> Table:
     totals = data["totals"]
-    table = Table(title="all layers", title_justify="left")
+    table = _table("all layers")
     table.add_column("")
     for heading in ("policy", "full attention", "share"):
         table.add_column(heading, justify="right")
@@ -57,6 +69,10 @@ def _totals(data: Mapping[str, Any]) -> Table:
     field, prompt = totals["receptive_field"], data["prompt_length"]
     table.add_row("receptive field, tokens", f"{field:,}", f"{prompt:,}", _percent(field / prompt))
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def index_runs(indices: Sequence[int]) -> str:
