@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import swaa
 from swaa.cli import COMMANDS, main
+from swaa.hf.weights import CATALOGUE, DEFAULT_MODEL, MANIFEST
 
 GOOD = """
 recipes: [{name: FA, policy: FullAttention()}]
@@ -24,6 +28,16 @@ def file(tmp_path: Path) -> Path:
 
 def command(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "swaa", *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def assert_one_message(captured: pytest.CaptureResult[str], message: str) -> str:
+    """Nothing on standard output, and on standard error one message, last; loading bars may stand before it."""
+    assert captured.out == ""
+    before, _, told = captured.err.rpartition("swaa: error: ")
+    assert "Traceback" not in before
+    assert told.count("\n") == 1
+    assert message in told
+    return told
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -84,6 +98,17 @@ def test_ls_lists_what_there_is(what: str, expected: list[str], capsys: pytest.C
         (["run", "FILE", "model.name=./no/such/folder", "-o", "OUT"], "there is no such model folder"),
         (["run", "FILE", "-o", "OUT", "num_examples=none"], "num_examples: expected an int >= 1, got 'none'"),
         (["fetch", "smollm2-135m"], "unknown model 'smollm2-135m'. Did you mean 'smollm2-135m-instruct'?"),
+        (["validate", "FILE", "output="], "output: expected a non-empty string, got None"),
+        (["explain", "SlidingWindow(2.5)"], "SlidingWindow.window_size: expected an int >= 1 (tokens), got 2.5"),
+        (["explain", "SlidingWindow(8).on_layers(30)"], "layer 30 is out of range: this model has 30 layers"),
+        (["explain", "SlidingWindow(8).on_layers(-4)", "--layers", "3"], "layer -4 is out of range"),
+        (["explain", "SlidingWindow(8)", "--layers", "0"], "--layers: expected an int >= 1, got 0"),
+        (["explain", "SlidingWindow(8)", "--kv-heads", "0"], "--kv-heads: expected an int >= 1, got 0"),
+        (["explain", "SlidingWindow(8)", "--seq-len", "0"], "--seq-len: expected an int >= 1, got 0"),
+        (["explain", "SlidingWindow(8)", "--kernel", "fast"], "kernel: expected 'auto' or 'flex' or 'dense'"),
+        (["explain", "SlidingWindow(8)", "--plugin", "nofile.py"], "plugin 'nofile.py': there is no such file"),
+        (["draw", "SlidingWindow(8)", "--heads", "-1"], "--heads: expected an int >= 1, got -1"),
+        (["draw", "SlidingWindow(8)", "-o", "mask.gif"], "expected a file ending in .png, .svg, .pdf"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
@@ -91,10 +116,63 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 ) -> None:
     places = {"FILE": str(file), "OUT": str(tmp_path / "out")}
     assert main([places.get(arg, arg) for arg in argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("swaa: error: ")
-    assert message in captured.err
+    assert_one_message(capsys.readouterr(), message)
+
+
+@pytest.mark.parametrize("argv", [["fetch", "smollm2-135m-instruct"], ["run", "FILE", "-o", "OUT"]])
+def test_a_damaged_download_is_one_message(
+    argv: list[str],
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A cache of which one file was cut short: nothing is downloaded, and nothing is loaded."""
+    model = CATALOGUE[DEFAULT_MODEL]
+    folder = tmp_path / "models" / model.name
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"cut sh")
+    files = {"model.safetensors": hashlib.sha256(b"cut short").hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps({"catalogue_sha256": model.sha256, "files": files}))
+    monkeypatch.setenv("SWAA_HOME", str(tmp_path))
+    places = {"FILE": str(file), "OUT": str(tmp_path / "out")}
+    assert main([places.get(arg, arg) for arg in argv]) == 2
+    message = assert_one_message(
+        capsys.readouterr(), f"damaged model: {folder / 'model.safetensors'}: expected SHA-256"
+    )
+    assert f"Delete the folder {folder} and run `swaa fetch" in message
+
+
+def test_nobody_reading_on_is_no_traceback() -> None:
+    code = "import sys; from swaa.cli import main; sys.exit(main(['draw', 'SlidingWindow(400)']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is written
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"swaa {swaa.__version__}\n"
+
+
+def test_explain_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "SlidingWindow(4)", "--layers", "2", "--seq-len", "16", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["num_layers"], data["prompt_length"]) == (2, 16)
+    assert data["layers"][0]["prefill"] == "SlidingWindow(4)"
+
+
+def test_draw_writes_text_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["draw", "SlidingWindow(2)", "--seq-len", "4", "--prompt-len", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["SlidingWindow(2)", "██", "████", "··████", "····████"]
+    assert main(["draw", "SlidingWindow(2)", "-o", str(tmp_path / "mask.png")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'mask.png'}\n"
+    assert (tmp_path / "mask.png").stat().st_size > 1000
 
 
 def test_a_syntax_error_names_file_and_line_in_a_real_process(file: Path) -> None:

@@ -1,18 +1,20 @@
 """The command line: parsing only. Each command is one function that adds its parser, and one that carries it out.
 
 Nothing heavy is imported before a command needs it, so that ``swaa --help`` is instant. A mistake of the user's is one
-message on standard error and exit code 2; Ctrl-C is exit code 130.
+message on standard error and exit code 2; Ctrl-C is exit code 130, and 141 says that nobody reads the output any more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from swaa.errors import UserError
+from swaa import __version__
+from swaa.errors import UserError, invalid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,12 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(argv)
         code: int = args.handler(args)
+        sys.stdout.flush()
     except UserError as error:
         print(f"swaa: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'Interrupted.'}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # such as `swaa ls policies | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
+        return BROKEN_PIPE
     return code
 
 
@@ -44,6 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="swaa",
         description="Write an attention policy once; run it on any full-attention Hugging Face model.",
     )
+    parser.add_argument("--version", action="version", version=f"swaa {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for add_command in COMMANDS:
         add_command(subparsers)
@@ -100,10 +107,11 @@ def validate(args: argparse.Namespace) -> int:
         "examples": experiment.num_examples,
     }
     grid = " x ".join(f"{count} {name if count > 1 else name[:-1]}" for name, count in counts.items())
+    total = experiment.num_samples
     console = _console()
     where = f"on {experiment.model.name} -> {experiment.output}"
     console.print(
-        f"{args.file} is valid: {grid} = {experiment.num_samples} samples {where}", highlight=False, soft_wrap=True
+        f"{args.file} is valid: {grid} = {total} sample{'s' * (total > 1)} {where}", highlight=False, soft_wrap=True
     )
     for recipe in experiment.recipes:
         console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
@@ -176,7 +184,9 @@ def add_explain(subparsers: Subparsers) -> None:
     _add_policy(parser)
     parser.add_argument("--seq-len", type=int, default=8192, metavar="S", help="tokens of the prompt (default: 8192)")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens generated (default: 64)")
-    parser.add_argument("--kv-heads", type=int, metavar="G", help="key-value heads (default: a third of the heads)")
+    parser.add_argument(
+        "--kv-heads", type=int, metavar="G", help="key-value heads (default: a third of the heads if 3 divides them)"
+    )
     parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="size of a head (default: 64)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where kernels are planned for")
     parser.add_argument("--kernel", default="auto", help="auto, flex or dense")
@@ -190,7 +200,9 @@ def explain(args: argparse.Namespace) -> int:
     from swaa.compiler import ModelShape
     from swaa.compiler.explain import explain
 
-    kv_heads = args.kv_heads or (args.heads // 3 if args.heads % 3 == 0 else args.heads)
+    kv_heads = args.kv_heads
+    if kv_heads is None:
+        kv_heads = args.heads // 3 if args.heads % 3 == 0 else args.heads
     shape = ModelShape(args.layers, args.heads, kv_heads, args.head_dim)
     data = explain(policy, shape, args.seq_len, args.new_tokens, device_type=args.device, kernel=args.kernel)
     if args.json:
@@ -259,7 +271,12 @@ def _add_plugins(parser: argparse.ArgumentParser) -> None:
 
 
 def _policy(args: argparse.Namespace) -> AttentionPolicy:
-    """The policy of the command line, plugins loaded first."""
+    """The policy of the command line, plugins loaded first; sizes of less than one are refused before."""
+    for name in ("layers", "heads", "kv_heads", "head_dim", "seq_len"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise invalid(option, accepted="an int >= 1", got=value, mend="Set it to 1 or more.")
     from swaa.policies import load_plugin, parse_policy
 
     for plugin in args.plugin:

@@ -105,7 +105,7 @@ class Experiment:
         check_whole("Experiment.num_examples", self.num_examples, minimum=1)
         check_whole("Experiment.seed", self.seed, minimum=0)
         check_whole("Experiment.batch_size", self.batch_size, minimum=1)
-        check_text("Experiment.output", str(self.output))
+        check_text("Experiment.output", str(self.output) if isinstance(self.output, Path) else self.output)
         _check_distinct_recipes(self.recipes)
         for name in ("recipes", "tasks", "lengths", "plugins", "scoring"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
