@@ -67,7 +67,17 @@ def test_validate_tells_what_would_run(file: Path, capsys: pytest.CaptureFixture
     ("what", "expected"),
     [
         ("policies", ["SlidingWindow", "SinkTokens", "FullAttention"]),
-        ("tasks", ["needle_single", "needle_multikey", "needle_multivalue", "needle_multiquery"]),
+        (
+            "tasks",
+            [
+                "needle_single",
+                "needle_multikey",
+                "needle_multivalue",
+                "needle_multiquery",
+                "num_keys: 4",
+                "depth: null",
+            ],
+        ),
         ("models", ["smollm2-135m-instruct", "Apache-2.0"]),
     ],
 )

@@ -7,6 +7,7 @@ message on standard error and exit code 2; Ctrl-C is exit code 130, and 141 says
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -150,10 +151,13 @@ def list_policies() -> list[tuple[str, ...]]:
 
 
 def list_tasks() -> list[tuple[str, ...]]:
-    """Name and meaning of each task."""
+    """Name, meaning and parameters (with their defaults) of each task."""
     from swaa.tasks import get_task, task_names
 
-    return [(name, _summary(get_task(name))) for name in task_names()]
+    def parameters(task: type) -> str:
+        return ", ".join(f"{field.name}: {json.dumps(field.default)}" for field in dataclasses.fields(task))
+
+    return [(name, f"{_summary(get_task(name))}\n{parameters(get_task(name))}") for name in task_names()]
 
 
 def list_models() -> list[tuple[str, ...]]:
