@@ -1,4 +1,4 @@
-"""Attention policies: the algebra, the compositor, the registry and the zoo. Pure: torch and the standard library."""
+"""Attention policies: the algebra, the compositor, the registry and the zoo. Pure: the standard library alone."""
 
 from swaa.policies.base import AttentionPolicy, Index, Predicate
 from swaa.policies.bound import BoundPolicy, HeadPolicy, LayerPolicy, bind
