@@ -64,6 +64,23 @@ def test_receptive_field_equals_following_every_edge() -> None:
     assert receptive_field(bind(policy, 4, 4), 60) == len(reached)
 
 
+def test_receptive_field_of_layers_and_heads_that_all_differ() -> None:
+    policy = parse_policy(
+        "stack(rule(SlidingWindow(4), layers=0), rule(SlidingWindow(8) | SinkTokens(1), layers=1),"
+        " rule(SlidingWindow(16) & ~SlidingWindow(3), layers=2, heads=[0, 3]), rule(SlidingWindow(70) | SinkTokens(2)))"
+    )
+    shown = [
+        lambda q, k: q - k < 4,
+        lambda q, k: q - k < 8 or k < 1,
+        lambda q, k: 3 <= q - k < 16 or q - k < 70 or k < 2,
+        lambda q, k: q - k < 70 or k < 2,
+    ]
+    reached = {399}
+    for sees in reversed(shown):
+        reached |= {k for q in reached for k in range(q + 1) if sees(q, k)}
+    assert receptive_field(bind(policy, 4, 4), 400) == len(reached)
+
+
 def test_a_predicate_unknown_to_intervals_is_counted_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     from dataclasses import dataclass
 
@@ -193,3 +210,23 @@ def test_fitting_length_follows_the_largest_parameter() -> None:
     assert fitting_length(FullAttention()) == 24
     assert fitting_length(SlidingWindow(200).on_layers(1, otherwise=RECIPE)) == 400
     assert fitting_length(SlidingWindow(100_000)) == 8192
+
+
+def test_a_predicate_that_is_no_arithmetic_is_refused_by_name() -> None:
+    from dataclasses import dataclass
+
+    from swaa.policies import Predicate
+
+    @dataclass(frozen=True, repr=False)
+    class Branching(Predicate):
+        def visible(self, q, k):  # type: ignore[no-untyped-def]
+            return q - k < 8 and k >= 0
+
+        @classmethod
+        def examples(cls) -> tuple[Branching, ...]:
+            return (cls(),)
+
+    with pytest.raises(
+        UserError, match=r"Branching.visible: fails on index tensors \(RuntimeError: .*Use operators only"
+    ):
+        estimate_cost(Branching(), SHAPE, 30)

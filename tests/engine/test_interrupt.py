@@ -50,7 +50,8 @@ def results(path: Path) -> dict[tuple[object, ...], object]:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_can_be_continued(experiment_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_an_interrupted_run_can_be_continued(experiment_file: Path, tmp_path: Path, how: signal.Signals) -> None:
     records = tmp_path / "cut" / "records.jsonl"
     process = start(experiment_file, records.parent)
     deadline = time.monotonic() + PATIENCE
@@ -58,7 +59,7 @@ def test_an_interrupted_run_can_be_continued(experiment_file: Path, tmp_path: Pa
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert out == ""

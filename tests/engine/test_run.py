@@ -126,3 +126,18 @@ def test_a_mistake_in_the_model_name_does_not_spoil_the_folder(experiment_file: 
     with pytest.raises(UserError, match="no such model folder"):
         run_experiment(load_experiment(experiment_file, [*small, "model.name=./no/such/model"]))
     assert len(run_experiment(load_experiment(experiment_file, small))) == 6
+
+
+def test_another_text_in_the_haystacks_file_is_another_experiment(experiment_file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "haystack.txt"
+    text.write_text("The tide came in over the sand. " * 200)
+    task = f"tasks=[{{name: needle_single, haystack: file, haystack_file: {text}}}]"
+    experiment = load_experiment(experiment_file, [task, "num_examples=1", "lengths=[400]"])
+    records = experiment.output / "records.jsonl"
+    run_experiment(experiment)
+    before = {record.example for record in read_records(records)}
+    run_experiment(experiment)
+    assert {record.example for record in read_records(records)} == before
+    text.write_text("A train left the town at dawn. " * 200)
+    run_experiment(experiment)
+    assert len({record.example for record in read_records(records)} - before) == 1

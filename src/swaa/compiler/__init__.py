@@ -1,12 +1,13 @@
 """The compiler: one predicate, read as a kernel, a block mask, a dense mask, a retention rule and a cost."""
 
 from swaa.compiler.blocks import block_mask
-from swaa.compiler.cost import Cost, LayerCost, estimate_cost, receptive_field
+from swaa.compiler.cost import Cost, LayerCost, estimate_cost
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.kernel import mask_mod
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Job, Kernel, KernelPlan, choose_kernel
 from swaa.compiler.program import AttentionProgram
+from swaa.compiler.reach import receptive_field
 from swaa.compiler.refine import BlockVerdicts, block_verdicts, count_visible
 from swaa.compiler.retention import live_keys
 from swaa.compiler.shape import ModelShape

@@ -19,7 +19,7 @@ from swaa.compiler.refine import count_visible
 from swaa.compiler.retention import live_keys
 from swaa.compiler.shape import ModelShape
 from swaa.errors import invalid
-from swaa.policies import AttentionPolicy, BoundPolicy, HeadPolicy, LayerPolicy, bind
+from swaa.policies import AttentionPolicy, HeadPolicy, LayerPolicy, bind
 
 log = logging.getLogger(__name__)
 
@@ -116,37 +116,6 @@ def estimate_cost(policy: AttentionPolicy, shape: ModelShape, prompt_length: int
     return Cost(
         shape, prompt_length, new_tokens, layers, LayerCost(prefill, decode, shape.num_kv_heads * prompt_length)
     )
-
-
-def receptive_field(bound: BoundPolicy, prompt_length: int) -> int:
-    """How many of the prompt's tokens can reach the last one's final state, through all layers.
-
-    Layer by layer from the top, the set of positions that matter grows by the keys that they see; each position also
-    keeps itself, through the residual stream.
-    """
-    reached = torch.zeros(prompt_length, dtype=torch.bool)
-    reached[-1] = True
-    followed = {layer: torch.zeros_like(reached) for layer in bound.distinct}
-    for layer in reversed(bound.layers):
-        if bool(reached.all()):
-            break
-        new = reached & ~followed[layer]  # what an equal layer above has followed is in the set already
-        followed[layer] |= new
-        seen = reached.clone()
-        for rows in new.nonzero()[:, 0].split(max(1, _CELLS // prompt_length)):
-            seen |= _visible_keys(layer, rows, prompt_length)
-        reached = seen
-    return int(reached.sum())
-
-
-def _visible_keys(layer: LayerPolicy, rows: torch.Tensor, prompt_length: int) -> torch.Tensor:
-    """Which keys some query among ``rows``, a sorted run of prompt positions, may see with some head. Bool [K]."""
-    layout = TokenLayout(
-        rows.unsqueeze(0),
-        torch.arange(prompt_length).unsqueeze(0),
-        torch.zeros(1, len(rows), dtype=torch.bool),
-    )
-    return dense_mask(layer, layout)[0].flatten(0, 1).any(0)
 
 
 @lru_cache(maxsize=512)

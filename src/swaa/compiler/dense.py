@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from swaa.compiler.evaluate import evaluate_phases
+from swaa.compiler.evaluate import check_predicates, evaluate_phases
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.bound import LayerPolicy
 
@@ -16,6 +16,7 @@ def dense_mask(layer: LayerPolicy, layout: TokenLayout) -> Tensor:
     Returns:
         bool [B, H, Q, K]; B is 1 where all samples are laid out alike, H is 1 where heads do not differ.
     """
+    check_predicates(layer)
     q_BQ1 = layout.query_positions_BQ.unsqueeze(-1)
     k_B1K = layout.key_positions_BK.unsqueeze(-2)
     bound_BQK = (k_B1K >= 0) & (k_B1K <= q_BQ1)

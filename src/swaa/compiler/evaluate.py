@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from swaa.compiler.interval import Interval, Verdict
 from swaa.errors import UserError
 from swaa.policies.base import Predicate
 from swaa.policies.boolean import Formula
+from swaa.policies.bound import LayerPolicy
 
 
 def evaluate(formula: Formula, q: Tensor | Interval, k: Tensor | Interval) -> Any:
@@ -39,6 +41,32 @@ def _truth(predicate: Predicate, q: Any, k: Any) -> Any:
     kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
     owner = type(predicate).__name__
     raise UserError(f"{owner}.visible: expected truth values, got {kind}. Return a comparison, such as q - k < 8.")
+
+
+def check_predicates(layer: LayerPolicy) -> None:
+    """Refuse a layer whose predicates fail on index tensors, before anything is built from them.
+
+    Raises:
+        UserError: names the predicate and what it raised.
+    """
+    for _, head in layer.groups:
+        for predicate in (*head.prefill.atoms, *head.decode.atoms):
+            _check_predicate(predicate)
+
+
+@lru_cache(maxsize=1024)
+def _check_predicate(predicate: Predicate) -> None:
+    few = torch.arange(3)
+    try:
+        _truth(predicate, few.unsqueeze(-1), few)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the author's code raises is the author's to mend
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise UserError(
+            f"{type(predicate).__name__}.visible: fails on index tensors ({reason}). "
+            f"Use operators only: + - * // %, abs, comparisons, & | ^ ~; no if, and, or, min and max."
+        ) from error
 
 
 def evaluate_phases(prefill: Formula, decode: Formula | None, q: Any, k: Any, decodes: Any) -> Any:

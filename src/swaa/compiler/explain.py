@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from swaa.compiler.cost import estimate_cost, receptive_field
+from swaa.compiler.cost import estimate_cost
 from swaa.compiler.plan import Job, choose_kernel
+from swaa.compiler.reach import receptive_field
 from swaa.compiler.shape import ModelShape
 from swaa.policies import AttentionPolicy, bind
 

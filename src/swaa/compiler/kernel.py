@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from swaa.compiler.evaluate import evaluate_phases
+from swaa.compiler.evaluate import check_predicates, evaluate_phases
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.base import Predicate
 from swaa.policies.boolean import Formula
@@ -25,6 +25,7 @@ P = TypeVar("P", bound=Predicate)
 
 def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
     """``mask_mod(b, h, q_index, k_index) -> bool`` over slots, for FlexAttention and ``create_block_mask``."""
+    check_predicates(layer)
     device = layout.device
     groups = [
         (_membership(heads, layer.num_heads, device), with_tensors(head.formulas, device))

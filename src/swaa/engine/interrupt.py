@@ -1,4 +1,4 @@
-"""Ctrl-C as an ordinary exception that Lightning lets through, so that a run can end in order."""
+"""Ctrl-C and ``kill`` as an ordinary exception that Lightning lets through, so that a run can end in order."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; the message says how to go on."""
+    """Ctrl-C or ``kill`` during a run; the message says how to go on."""
 
 
 class StopRequested(BaseException):
-    """Raised by Ctrl-C inside :func:`stoppable`. No KeyboardInterrupt: Lightning would end the process with code 1."""
+    """Raised by a signal inside :func:`stoppable`. No KeyboardInterrupt: Lightning would end the process, with 1."""
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, Ctrl-C raises :class:`StopRequested` once; a second Ctrl-C is Python's own.
+    """Inside, Ctrl-C (SIGINT) or ``kill`` (SIGTERM) raises :class:`StopRequested` once; a second one acts as before.
 
-    Signals reach the main thread only, so that elsewhere nothing is changed.
+    Without this, Lightning would pass over SIGTERM while it predicts, and the run would go on. Signals reach the main
+    thread only, so that elsewhere nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
         raise StopRequested
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

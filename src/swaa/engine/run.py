@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ from swaa.hf import model_shape
 from swaa.hf.loading import load
 from swaa.policies import FullAttention, bind
 from swaa.reading import within
-from swaa.report import Record, Row, summarise
+from swaa.report import Key, Record, Row, summarise
 
 
 def run_experiment(experiment: Experiment, *, fresh: bool = False, console: Console | None = None) -> list[Row]:
@@ -44,8 +43,8 @@ def run_experiment(experiment: Experiment, *, fresh: bool = False, console: Cons
     with RunFolder(experiment, fresh=fresh) as folder:
         try:
             with stoppable():
-                records = _asked_for(experiment, folder.records())
-                if not _is_complete(experiment, records):  # otherwise the model need not be loaded
+                records = _finished(experiment, folder.records())
+                if records is None:  # otherwise the model need not be loaded
                     records = _run_grid(experiment, folder, console or Console(stderr=True))
         except StopRequested:
             raise Interrupted(
@@ -108,11 +107,20 @@ def _asked_for(experiment: Experiment, records: list[Record]) -> list[Record]:
     return [record for cell in cells.values() for record in cell]
 
 
-def _is_complete(experiment: Experiment, records: list[Record]) -> bool:
-    """Whether each cell of the grid has exactly its samples on record."""
-    counts = Counter((record.task, record.length, record.recipe_hash) for record in records)
-    full = len(experiment.recipes) * len(experiment.tasks) * len(experiment.lengths)
-    return len(counts) == full and set(counts.values()) == {experiment.num_examples}
+def _finished(experiment: Experiment, records: list[Record]) -> list[Record] | None:
+    """The records of the experiment's very examples, or None where one is missing.
+
+    Examples are known by their ids, which change with the text of a task's file.
+    """
+    grid = {
+        Key(recipe.hash, task.label, length, example)
+        for task in experiment.tasks
+        for length in experiment.lengths
+        for example in task.example_ids(length=length, num_examples=experiment.num_examples, seed=experiment.seed)
+        for recipe in experiment.recipes
+    }
+    chosen = [record for record in _asked_for(experiment, records) if record.key in grid]
+    return chosen if {record.key for record in chosen} == grid else None
 
 
 def _check_recipes(experiment: Experiment, model: Any) -> None:

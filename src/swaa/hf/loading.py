@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,8 @@ def _source(name_or_path: str | Path) -> str:
     name = str(name_or_path)
     if name in CATALOGUE:
         return str(fetch(name))
+    if difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5) and not Path(name).exists() and "/" not in name:
+        raise unknown("model", name, CATALOGUE)  # at once: the hub takes many retries to say that it has no such model
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

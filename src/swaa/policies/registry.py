@@ -114,7 +114,8 @@ def load_plugin(source: str) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises is the user's to mend
-        raise UserError(f"plugin {source!r}: importing it fails with {type(error).__name__}: {error}.") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"plugin {source!r}: importing it fails with {reason}. Mend the code, or the name.") from error
 
 
 def _import_file(path: Path) -> None:

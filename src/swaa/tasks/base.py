@@ -72,6 +72,19 @@ class Task(ABC):
         """
 
     @property
+    def fingerprint(self) -> str:
+        """A short hash of what the examples depend on beside the arguments of :meth:`examples`.
+
+        A task that reads a file overrides this, so that another text gives other examples.
+        """
+        return digest_of(self.to_dict())
+
+    def example_ids(self, *, length: int, num_examples: int, seed: int) -> list[str]:
+        """The ids of the examples that :meth:`examples` makes with these arguments, without making them."""
+        stem = f"{self.name}-{self.fingerprint}-{length}-{seed}"
+        return [f"{stem}-{index}" for index in range(num_examples)]
+
+    @property
     def label(self) -> str:
         """The name, with the parameters that are not the default ones: ``needle_multikey(num_keys=8)``."""
         parameters = self.to_dict()

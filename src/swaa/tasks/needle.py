@@ -94,16 +94,20 @@ class NeedleTask(Task):
     def num_asked(self) -> int:
         """Needles that the question asks for."""
 
+    @property
+    def fingerprint(self) -> str:
+        sha256 = open_haystack(self.haystack, self.haystack_file).sha256
+        return digest_of(self.to_dict() | {"haystack_file": None, "sha256": sha256})
+
     def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
         haystack = open_haystack(self.haystack, self.haystack_file)
-        digest = digest_of(self.to_dict() | {"haystack_file": None, "sha256": haystack.sha256})
         start = Draws("depth", self.name, seed, length).word()
-        for index in range(num_examples):
+        for index, name in enumerate(self.example_ids(length=length, num_examples=num_examples, seed=seed)):
             draws = Draws(self.name, seed, length, index)
             facts = self._facts(draws, haystack)
             depths = self._depths(draws, start, index)
             yield self._example(
-                f"{self.name}-{digest}-{length}-{seed}-{index}",
+                name,
                 asked=facts[: self.num_asked],
                 needles=[Needle(self._sentence(fact), depth) for fact, depth in zip(facts, depths, strict=True)],
                 haystack=haystack,
