@@ -79,10 +79,10 @@ class Task(ABC):
         """
         return digest_of(self.to_dict())
 
-    def example_ids(self, *, length: int, num_examples: int, seed: int) -> list[str]:
-        """The ids of the examples that :meth:`examples` makes with these arguments, without making them."""
+    def example_ids(self, *, length: int, num_examples: int, seed: int) -> Iterator[str]:
+        """The ids of the examples that :meth:`examples` makes with these arguments, without making them; lazily."""
         stem = f"{self.name}-{self.fingerprint}-{length}-{seed}"
-        return [f"{stem}-{index}" for index in range(num_examples)]
+        return (f"{stem}-{index}" for index in range(num_examples))
 
     @property
     def label(self) -> str:
