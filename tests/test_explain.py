@@ -100,6 +100,7 @@ def test_a_predicate_unknown_to_intervals_is_counted_all_the_same(caplog: pytest
     assert cost.layers[0].prefill_pairs == pairs
     assert cost.kv_share == 1
     assert "counted densely" in caplog.text
+    assert receptive_field(bind(Odd(), 2, 1), 30) == 15
 
 
 def test_explanation_is_json_and_prints() -> None:

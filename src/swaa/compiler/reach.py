@@ -40,17 +40,14 @@ def _follow(head: HeadPolicy, rows_R: Tensor, seen_K: Tensor) -> None:
     """Add the keys that some of these queries may see to ``seen``. Only spans in doubt are looked at pair by pair."""
     last = int(rows_R.max()) + 1
     keys_K = torch.arange(last)
-    doubtful_K = ~seen_K[:last]
+    queries = Spans.of(rows_R[None], None, torch.zeros(1, len(rows_R), dtype=torch.bool), len(rows_R))
     try:
-        prefill_R = torch.zeros_like(rows_R, dtype=torch.bool)
-        queries = Spans.of(rows_R[None], None, prefill_R[None], len(rows_R))
         verdict = judge(head, queries, Spans.of(keys_K[None], None, None, _SPAN))
         must, may = (part[0].repeat_interleave(_SPAN)[:last] for part in (verdict.must, verdict.may))
-        seen_K[:last] |= must
-        doubtful_K &= may & ~must
-    except UnknownOperation:
-        pass  # every key is in doubt then
-    keys_K = keys_K[doubtful_K]
+    except UnknownOperation:  # every key is in doubt then
+        must, may = torch.zeros(last, dtype=torch.bool), torch.ones(last, dtype=torch.bool)
+    seen_K[:last] |= must
+    keys_K = keys_K[may & ~seen_K[:last]]
     layout = TokenLayout(rows_R[None], keys_K[None], torch.zeros(1, len(rows_R), dtype=torch.bool))
     layer = LayerPolicy((((0,), head),), 1)
     seen_K[keys_K] |= dense_mask(layer, layout)[0, 0].any(0)
