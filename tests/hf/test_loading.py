@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swaa.errors import UserError
+from swaa.hf.apply import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import FullAttention, SlidingWindow
 
@@ -213,3 +219,52 @@ def test_auto_takes_the_gpu(tiny: Path) -> None:
 def test_a_misspelt_name_of_the_catalogue_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="unknown model 'smollm2'. Did you mean 'smollm2-135m-instruct'"):
         load("smollm2")
+
+
+MARK = "policy_is_off_unless_loaded_with_swaa"
+ELSEWHERE = """
+import sys
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1])
+assert not [name for name in sys.modules if name.startswith("swaa")]
+"""
+
+
+def saved_with_a_policy(tiny: Path, folder: Path, *, removed: bool = False) -> Path:
+    model, tokenizer = load(tiny, SlidingWindow(4), device="cpu")
+    if removed:
+        model, _ = load(tiny, device="cpu")
+        apply_policy(model, SlidingWindow(4)).remove()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["policy_on", "policy_removed"])
+def test_a_process_without_swaa_is_told_that_the_policy_is_off(tiny: Path, tmp_path: Path, removed: bool) -> None:
+    """By transformers itself, which names the tensors of a checkpoint that it does not know."""
+    folder = saved_with_a_policy(tiny, tmp_path / "saved", removed=removed)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    told = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(folder)], env=clean, capture_output=True, text=True, check=True
+    ).stderr
+    assert ("UNEXPECTED" in told and MARK in told) is not removed
+
+
+def test_loading_with_swaa_applies_the_saved_policy_and_reports_nothing(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = saved_with_a_policy(tiny, tmp_path / "saved")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        model, _ = load(folder, device="cpu")
+        assert not caplog.records
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights | {"stranger": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
+        load(folder, device="cpu")
+        assert ["stranger" in record.getMessage() for record in caplog.records] == [True]
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert torch.equal(logits(folder), logits(tiny, SlidingWindow(4)))
+    assert MARK in model.state_dict()

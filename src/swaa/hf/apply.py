@@ -14,6 +14,7 @@ from swaa.compiler.plan import check_kernel_request
 from swaa.errors import UserError, invalid
 from swaa.hf.attention import register_attention
 from swaa.hf.forward import after_forward, before_forward, before_model
+from swaa.hf.mark import mark, unmark
 from swaa.hf.masks import register_masks
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, make_spec, text_config
 from swaa.policies import AttentionPolicy, BoundPolicy, parse_policy
@@ -39,6 +40,7 @@ class PolicyHandle:
         self._previous_spec = getattr(decoder.config, ATTRIBUTE, _MISSING)
         self._previous_implementation = decoder.config._attn_implementation
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._marked = False
         self._removed = False
 
     def _install(self) -> PolicyHandle:
@@ -52,6 +54,7 @@ class PolicyHandle:
                 self._hooks.append(self._base.register_forward_pre_hook(before_model, with_kwargs=True))
         setattr(decoder.config, ATTRIBUTE, self._spec)
         decoder.set_attn_implementation(IMPLEMENTATION)
+        self._marked = mark(self._base)
         return self
 
     def remove(self) -> None:
@@ -69,6 +72,8 @@ class PolicyHandle:
             )
         for hook in self._hooks:
             hook.remove()
+        if self._marked:
+            unmark(self._base)
         if self._previous_spec is _MISSING:
             delattr(config, ATTRIBUTE)
         else:
@@ -98,7 +103,8 @@ def apply_policy(
 
     ``with apply_policy(model, policy): …`` restores the model at the end of the block; otherwise keep the handle and
     call ``remove()``. The policy is written to the model's config, so ``save_pretrained`` keeps it and
-    :func:`swaa.load` applies it again.
+    :func:`swaa.load` applies it again; other loaders report the tensor ``policy_is_off_unless_loaded_with_swaa``, or
+    refuse it. To save plain weights, remove the policy first.
 
     A forward pass is one prompt unless told otherwise: pass ``prompt_lengths`` (int tensor [B]: real prompt tokens of
     each sample) to ``model(...)`` for samples that hold prompt and answer. In ``generate()`` it is known,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from swaa.errors import UserError, invalid, unknown
 from swaa.hf.apply import apply_policy
+from swaa.hf.mark import mark_expected
 from swaa.hf.spec import read_spec, saved_policy
 from swaa.hf.weights import CATALOGUE, fetch
 
@@ -65,9 +66,10 @@ def load(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, padding_side="left", trust_remote_code=trust_remote_code
         )
-        model, loading = auto_model.from_pretrained(
-            source, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        with mark_expected():
+            model, loading = auto_model.from_pretrained(
+                source, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _explained(error, source) from error
     _refuse_random_weights(loading["missing_keys"], source)
