@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from swaa.config import Experiment, ModelConfig, load_experiment
+from swaa.config import (
+    Baseline,
+    Benchmark,
+    BenchmarkModel,
+    Experiment,
+    ModelConfig,
+    load_benchmark,
+    load_experiment,
+    load_file,
+)
 from swaa.errors import UserError
 from swaa.policies import FullAttention, SinkTokens, SlidingWindow, bind
 from swaa.recipe import Decoding, Recipe
@@ -189,7 +198,111 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_experiment_of_the_repository_is_valid(path: Path) -> None:
-    assert load_experiment(path).num_samples > 0
+    loaded = load_file(path)
+    assert isinstance(loaded, Benchmark) == path.name.startswith("bench-")
+    loaded.output.relative_to("runs")
+
+
+BENCH = """
+vars: {window: 64}
+recipes: [{name: sliding, policy: "SlidingWindow(${vars.window})"}]
+lengths: [512]
+baselines: [full, {name: native_window, window: "${vars.window}"}]
+model: {config: {model_type: llama, hidden_size: 64}}
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    path = tmp_path / "bench.yaml"
+    path.write_text(BENCH)
+    return path
+
+
+def test_a_file_becomes_a_benchmark(bench: Path) -> None:
+    assert load_benchmark(bench, ["model.config.hidden_size=32", "repeats=2"]) == Benchmark(
+        recipes=(Recipe("sliding", SlidingWindow(64)),),
+        lengths=(512,),
+        output=Path("runs/bench"),
+        baselines=(Baseline("full"), Baseline("native_window", window=64)),
+        model=BenchmarkModel(config={"model_type": "llama", "hidden_size": 32}),
+        repeats=2,
+    )
+    assert load_benchmark(bench, output="elsewhere").output == Path("elsewhere")
+    assert BenchmarkModel().label == "smollm2-135m-instruct"
+    assert load_benchmark(bench).model.label == "random llama"
+
+
+def test_a_benchmark_comes_back_from_its_yaml(bench: Path) -> None:
+    overrides = ["baselines=[full, {name: kvpress, kept_keys: 9, num_sinks: 0}]", "kvpress_python=/x/python"]
+    benchmark = load_benchmark(bench, overrides)
+    bench.write_text(benchmark.to_yaml())
+    assert load_benchmark(bench) == benchmark
+
+
+def test_files_of_the_other_kind_are_told_apart(file: Path, bench: Path) -> None:
+    assert isinstance(load_file(file), Experiment)
+    assert isinstance(load_file(bench), Benchmark)
+    with pytest.raises(UserError, match="this is a benchmark, not an experiment. Run it with: swaa bench .*bench.yaml"):
+        load_experiment(bench)
+    with pytest.raises(UserError, match="this is an experiment, not a benchmark. Run it with: swaa run .*mine.yaml"):
+        load_benchmark(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("baselines=[ful]", r"baselines\[0\].name: unknown value 'ful'. Did you mean 'full'?"),
+        ("baselines=[native_window]", r"baselines\[0\].window: expected an int >= 1, got None. Set it"),
+        (
+            "baselines=[{name: full, window: 4}]",
+            r"baselines\[0\].window: expected nothing for 'full', got 4. Remove it.",
+        ),
+        (
+            "baselines=[{name: kvpress, kept_keys: 4, num_sinks: 4}]",
+            r"baselines\[0\].kept_keys: expected more than num_sinks \(4\), got 4. Keep more.",
+        ),
+        ("baselines[1].windw=4", r"unknown field 'baselines\[1\].windw'. Did you mean 'baselines\[1\].window'?"),
+        ("baselines=[full, full]", "baselines: expected each name once, got 'full'. Rename the recipe."),
+        ("recipes[0].name=full", "baselines: expected each name once, got 'full'. Rename the recipe."),
+        ("recipes[0].decoding={}", r"unknown field 'recipes\[0\].decoding'. Did you mean 'recipes\[0\].policy'?"),
+        ("recipes=[]", r"recipes: expected a list of at least one recipe, got \[\]. Add '- {name: sliding"),
+        ("lengths=[]", r"lengths: expected a list of at least one prompt length, got \[\]. Write lengths: \[2048\]"),
+        ("lengths=[0]", r"lengths\[0\]: expected an int >= 1, got 0"),
+        ("repeats=0", "repeats: expected an int >= 1, got 0"),
+        ("new_tokens=0", "new_tokens: expected an int >= 1, got 0"),
+        ("prefill_chunk_size=0", "prefill_chunk_size: expected an int >= 1, got 0"),
+        ("check_length=-1", "check_length: expected an int >= 0, got -1"),
+        ("kvpress_python=3", "kvpress_python: expected a non-empty string, got 3"),
+        ("model.kernel=flux", "model.kernel: unknown value 'flux'. Did you mean 'flex'?"),
+        ("model.name=smollm2", "model.name: expected nothing beside a config, got 'smollm2'. Remove it, or the config"),
+        ("model.config={hidden_size: 3}", "model.config: expected a model_type, got .* Add model_type: llama"),
+        ("repeets=2", "unknown field 'repeets'. Did you mean 'repeats'?"),
+    ],
+)
+def test_mistakes_in_a_benchmark_are_named_by_their_dotted_path(bench: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_benchmark(bench, [override])
+
+
+def test_the_benchmark_has_the_eight_recipes_of_the_paper() -> None:
+    benchmark = load_benchmark(EXPERIMENTS / "bench-smollm2.yaml")
+    seen = {}
+    for recipe in benchmark.recipes:
+        bound = bind(recipe.policy, num_layers=4, num_heads=9)
+        seen[recipe.name] = [tuple(layer.describe(phase) for phase in ("prefill", "decode")) for layer in bound.layers]
+    fa, swa = "FullAttention()", "SlidingWindow(256)"
+    s10, s100 = (repr(SinkTokens(sinks) | SlidingWindow(256)) for sinks in (10, 100))
+    assert seen == {
+        "naive SWA": [(swa, swa)] * 4,
+        "sink 10": [(s10, s10)] * 4,
+        "sink 10 + FA decode": [(s10, fa)] * 4,
+        "sink 100 + FA decode": [(s100, fa)] * 4,
+        "sink 10 + 1/2 FA layers": [(s10, s10), (fa, fa)] * 2,
+        "sink 10 + FA decode + 1/4 FA layers": [(s10, fa), (fa, fa), (s10, fa), (s10, fa)],
+        "sink 10 + FA decode + 1/2 FA layers": [(s10, fa), (fa, fa)] * 2,
+        "sink 100 + FA decode + 1/2 FA layers": [(s100, fa), (fa, fa)] * 2,
+    }
 
 
 def test_the_quickstart_has_the_nine_recipes_of_the_paper() -> None:
