@@ -5,8 +5,8 @@ and rows that see them through the same local mask share that mask: in a sliding
 partial blocks have their mask evaluated; equal ones are kept once.
 
 Shape suffixes: B samples, X mask heads (1 where all heads share the mask), H query heads, G key-value heads, M query
-blocks, N key blocks, R rows, C key blocks of a row, E visible blocks, U distinct block masks, Q queries and K keys of
-a block, F queries of a row (those of the query heads of one key-value head, one head after the other), L keys of a row.
+blocks, N key blocks, R rows, C key blocks of a row, E visible blocks, U distinct block masks, P pairs of a block, Q
+queries and K keys of a block, L keys of a row. A *line* is what has M rows: one sample, or one head of one sample.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ class RowBatch:
     """Rows that are done in one call.
 
     Attributes:
-        rows_R: the places of the rows among all, int64.
-        gathered: flat indices [R * heads * C] of the key blocks among those of all samples and heads, or None where
+        lines_R: the line of each row.
+        rows_R: the place of each row in its line.
+        run: *(line, first row, last row + 1)* where the rows follow each other, so that they need no gathering.
+        gathered: flat indices [R * G * C] of the key blocks among those of all samples and heads, or None where
             ``at`` holds them all.
         at: *(sample, first head, last head + 1, first key, last key + 1)* of a single row whose keys lie in one run.
         width: C, key blocks of a row.
         blocks_RC: the block masks of each row, by number; one row where all have the same; None where all are full.
         hidden_RQ: the queries that see nothing, one row where all rows are alike; None where there are none.
-        heads_R: the mask head of each row.
     """
 
+    lines_R: Tensor
     rows_R: Tensor
+    run: tuple[int, int, int] | None
     gathered: Tensor | None
     at: tuple[int, int, int, int, int] | None
     width: int
     blocks_RC: Tensor | None
     hidden_RQ: Tensor | None
-    heads_R: Tensor
 
 
 @dataclass(eq=False)
@@ -54,8 +56,8 @@ class BlockRows:
 
     Attributes:
         block_size: *(queries, keys)* of a block.
+        shape: B, G, M, N.
         mask_heads: X.
-        folded: query heads of one key-value head, done as more queries of one head.
         blocks_UQK: bool, the distinct masks of blocks; the first hides and the second shows everything.
         batches: every row that sees something, once.
         covers: do the batches hold all rows?
@@ -64,7 +66,6 @@ class BlockRows:
     block_size: tuple[int, int]
     shape: tuple[int, int, int, int]
     mask_heads: int
-    folded: int
     blocks_UQK: Tensor
     batches: list[RowBatch]
     covers: bool
@@ -81,7 +82,6 @@ class BlockRows:
                 f"a block mask over {tuple(counts.shape[:2])} samples and heads for {batch_size} and {num_heads}"
             )
         mask_heads = counts.shape[1]
-        folded = num_heads // num_kv_heads if mask_heads == 1 else 1
         rows_E, columns_E, is_full_E = _visible_blocks(block_mask)
         blocks_UQK, partial = _block_masks(block_mask, rows_E[~is_full_E], columns_E[~is_full_E])
         masks_E = torch.full_like(rows_E, _FULL)
@@ -95,10 +95,10 @@ class BlockRows:
         ]
         sizes = block_mask.BLOCK_SIZE
         covers = sum(len(batch.rows_R) for batch in batches) == batch_size * mask_heads * shape[2]
-        return cls((int(sizes[0]), int(sizes[1])), shape, mask_heads, folded, blocks_UQK, batches, covers)
+        return cls((int(sizes[0]), int(sizes[1])), shape, mask_heads, blocks_UQK, batches, covers)
 
     def bias(self, number: int, dtype: torch.dtype) -> Tensor | None:
-        """What batch ``number`` adds to its scores: [R or 1, 1, F, L], 0 or -inf; None where that is nothing.
+        """What batch ``number`` adds to its scores: [R or 1, 1, Q, L], 0 or -inf; None where that is nothing.
 
         A query that sees nothing gets 0 throughout, so that no kernel divides by zero: its output is for zeroing.
         """
@@ -114,7 +114,7 @@ class BlockRows:
         bias_RQL = self._biases[dtype][batch.blocks_RC].transpose(1, 2).flatten(2)
         if batch.hidden_RQ is not None:
             bias_RQL = bias_RQL.masked_fill_(batch.hidden_RQ.unsqueeze(-1), 0.0)
-        bias = bias_RQL.repeat(1, self.folded, 1).unsqueeze(1)
+        bias = bias_RQL.unsqueeze(1)
         if self._kept_bytes + bias.nbytes <= _KEPT_BYTES:
             self._kept[key] = bias
             self._kept_bytes += bias.nbytes
@@ -262,27 +262,36 @@ def _batches(
             is_shared = bool((masks == masks[:1]).all())
             masks = masks[:1] if is_shared else masks
             hidden_RQ = ~(blocks_UQK.any(-1)[masks]).any(1)
-            row_R, column_RC = rows_R[chosen], columns_RC[chosen]
-            head_R, sample_R = row_R // num_rows % mask_heads, row_R // (mask_heads * num_rows)
-            first_R1 = (sample_R * kv_heads + (head_R * kv_heads // mask_heads)).unsqueeze(-1)
-            at = _run(column_RC, first_R1, heads, kv_heads, blocks_UQK.shape[2])
-            places_RGC = (first_R1 + torch.arange(heads, device=row_R.device)).unsqueeze(-1) * num_columns
-            places_RGC = places_RGC + column_RC.unsqueeze(1)
+            line_R, row_R = rows_R[chosen] // num_rows, rows_R[chosen] % num_rows
+            column_RC = columns_RC[chosen]
+            first_R1 = (line_R * kv_heads // mask_heads).unsqueeze(-1)
+            at = _key_run(column_RC, first_R1, heads, kv_heads, blocks_UQK.shape[2])
+            places_RG = first_R1 + torch.arange(heads, device=row_R.device)
+            places_RGC = places_RG.unsqueeze(-1) * num_columns + column_RC.unsqueeze(1)
             batches.append(
                 RowBatch(
+                    lines_R=line_R,
                     rows_R=row_R,
+                    run=_row_run(line_R, row_R),
                     gathered=places_RGC.flatten() if at is None else None,
                     at=at,
                     width=width,
                     blocks_RC=None if bool((masks == _FULL).all()) else masks,
                     hidden_RQ=hidden_RQ if bool(hidden_RQ.any()) else None,
-                    heads_R=head_R,
                 )
             )
     return batches
 
 
-def _run(
+def _row_run(lines_R: Tensor, rows_R: Tensor) -> tuple[int, int, int] | None:
+    """Where the rows lie, if they follow each other in one line."""
+    if bool((lines_R != lines_R[0]).any()) or bool((rows_R.diff() != 1).any()):
+        return None
+    start = int(rows_R[0])
+    return int(lines_R[0]), start, start + len(rows_R)
+
+
+def _key_run(
     columns_RC: Tensor, first_R1: Tensor, heads: int, kv_heads: int, width: int
 ) -> tuple[int, int, int, int, int] | None:
     """Where the keys lie, if it is one row and its key blocks follow each other: they need no gathering."""

@@ -6,13 +6,14 @@ gathered outlives its batch of rows: the backward pass gathers and computes each
 in the sequence length however many keys a row sees.
 
 Shape suffixes as in :mod:`swaa.compiler.blockrows`, and B samples, H query heads, G key-value heads, S slots, D head
-size; inside a batch G are the key-value heads of a row and F its queries, those of all heads of a group.
+size. Queries are seen as [lines, rows, H, Q, D], without moving them; in a line of one head, H and G are 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,63 +47,32 @@ def blockwise_attention(
     Returns:
         [B, H, Q, D of the values]. Queries that see nothing get zeros.
     """
-    batch_size, num_heads = query_BHQD.shape[:2]
+    batch_size, num_heads, num_queries = query_BHQD.shape[:3]
     rows = block_mask
     if isinstance(rows, BlockMask):
         rows = BlockRows.of(rows, batch_size=batch_size, num_heads=num_heads, num_kv_heads=key_BGKD.shape[1])
     device_type = query_BHQD.device.type
-    if torch.is_autocast_enabled(device_type):  # as SDPA does, whose backward pass runs outside of autocast here
+    if torch.is_autocast_enabled(device_type):  # as SDPA does; the backward pass runs outside of autocast
         dtype = torch.get_autocast_dtype(device_type)
         query_BHQD, key_BGKD, value_BGKD = query_BHQD.to(dtype), key_BGKD.to(dtype), value_BGKD.to(dtype)
     options = _Options(query_BHQD.shape[-1] ** -0.5 if scale is None else scale, dropout, softcap)
-    query_RGFD = _split_queries(query_BHQD, rows)
+    query_BHQD = _pad(query_BHQD, rows.shape[2] * rows.block_size[0])
     key_BGKD, value_BGKD = (_pad(tensor, rows.shape[3] * rows.block_size[1]) for tensor in (key_BGKD, value_BGKD))
-    sinks_XGF = None if sink_logits_H is None else _split_sinks(sink_logits_H, rows)
-    tensors = (query_RGFD, key_BGKD, value_BGKD, sinks_XGF)
+    tensors = (query_BHQD, key_BGKD, value_BGKD, sink_logits_H)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        out_RGFD = _Blockwise.apply(*tensors, rows, options)  # type: ignore[no-untyped-call]
+        out_BHQD: Tensor = _Blockwise.apply(*tensors, rows, options)  # type: ignore[no-untyped-call]
     else:
-        out_RGFD = _forward(*tensors, rows, options)
-    return _join_queries(out_RGFD, rows)[:, :, : query_BHQD.shape[2]]
+        out_BHQD = _forward(*tensors, rows, options)
+    return out_BHQD[:, :, :num_queries]
 
 
+@dataclass(frozen=True)
 class _Options:
     """What changes the scores."""
 
-    def __init__(self, scale: float, dropout: float, softcap: float | None) -> None:
-        self.scale = scale
-        self.dropout = dropout
-        self.softcap = softcap
-
-
-# ---------------------------------------------------------------------------------------- from heads to rows
-
-
-def _split_queries(query_BHQD: Tensor, rows: BlockRows) -> Tensor:
-    """[rows, key-value heads of a row, queries of all its heads, D]."""
-    batch_size, kv_heads, num_rows, _ = rows.shape
-    query_BHQD = _pad(query_BHQD, num_rows * rows.block_size[0])
-    if rows.mask_heads > 1:
-        return query_BHQD.reshape(-1, 1, rows.block_size[0], query_BHQD.shape[-1])
-    by_group = query_BHQD.reshape(batch_size, kv_heads, rows.folded, num_rows, rows.block_size[0], -1)
-    return by_group.permute(0, 3, 1, 2, 4, 5).reshape(batch_size * num_rows, kv_heads, -1, query_BHQD.shape[-1])
-
-
-def _join_queries(out_RGFD: Tensor, rows: BlockRows) -> Tensor:
-    """[B, H, Q, D]; in memory Q comes before H, as models want it next."""
-    batch_size, kv_heads, num_rows, _ = rows.shape
-    height, size = rows.block_size[0], out_RGFD.shape[-1]
-    if rows.mask_heads > 1:
-        return out_RGFD.reshape(batch_size, rows.mask_heads, num_rows * height, size)
-    by_row = out_RGFD.view(batch_size, num_rows, kv_heads, rows.folded, height, size).permute(0, 1, 4, 2, 3, 5)
-    return by_row.reshape(batch_size, num_rows * height, -1, size).transpose(1, 2)
-
-
-def _split_sinks(sink_logits_H: Tensor, rows: BlockRows) -> Tensor:
-    """The sink logit of every query of a row, [mask heads, key-value heads of a row, F], float32 or wider."""
-    wide = sink_logits_H.to(torch.promote_types(sink_logits_H.dtype, torch.float32))
-    by_head = wide.view(rows.mask_heads, -1, rows.folded)
-    return by_head.repeat_interleave(rows.block_size[0], dim=-1)
+    scale: float
+    dropout: float
+    softcap: float | None
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:
@@ -110,88 +80,158 @@ def _pad(tensor: Tensor, length: int) -> Tensor:
     return F.pad(tensor, (0, 0, 0, extra)) if extra else tensor
 
 
-def _blocks(tensor_BGKD: Tensor, rows: BlockRows) -> Tensor:
-    """All key blocks of all samples and heads, one after the other, each a line of numbers."""
-    return tensor_BGKD.reshape(-1, rows.block_size[1] * tensor_BGKD.shape[-1])
+# ------------------------------------------------------------------------------------------- rows in and out
 
 
-def _gather(tensor_BGKD: Tensor, blocks: Tensor, batch: RowBatch, rows: BlockRows) -> Tensor:
+def _in_rows(tensor_BHSD: Tensor, rows: BlockRows) -> Tensor:
+    """A view of queries, or of what has their shape: [lines, M, H, Q, D]."""
+    batch_size, num_heads, _, size = tensor_BHSD.shape
+    blocks: Tensor = tensor_BHSD.unflatten(2, (rows.shape[2], rows.block_size[0]))
+    if rows.mask_heads > 1:
+        return blocks.reshape(batch_size * num_heads, rows.shape[2], 1, rows.block_size[0], size)
+    return blocks.transpose(1, 2)
+
+
+def _new_queries(like_BHSD: Tensor, size: int, rows: BlockRows, fill: bool) -> Tensor:
+    """A tensor for results, [B, H, S, D]. In memory S comes before H, as SDPA makes it and models want it next."""
+    batch_size, num_heads, length, _ = like_BHSD.shape
+    make = torch.zeros if fill else torch.empty
+    if rows.mask_heads > 1:
+        return make(batch_size, num_heads, length, size, dtype=like_BHSD.dtype, device=like_BHSD.device)
+    return make(batch_size, length, num_heads, size, dtype=like_BHSD.dtype, device=like_BHSD.device).transpose(1, 2)
+
+
+def _take(rows_LMHQD: Tensor, batch: RowBatch) -> Tensor:
+    """The rows of a batch, [R, H, Q, D]."""
+    if batch.run is None:
+        return rows_LMHQD[batch.lines_R, batch.rows_R]
+    line, start, stop = batch.run
+    return rows_LMHQD[line, start:stop]
+
+
+def _put(rows_LMHQD: Tensor, batch: RowBatch, values_RHQD: Tensor) -> None:
+    if batch.run is None:
+        rows_LMHQD[batch.lines_R, batch.rows_R] = values_RHQD
+    else:
+        line, start, stop = batch.run
+        rows_LMHQD[line, start:stop] = values_RHQD
+
+
+def _blocks(tensor_BGSD: Tensor, rows: BlockRows) -> Tensor:
+    """All key blocks of all samples and heads, one after the other, each as one run of numbers."""
+    return tensor_BGSD.reshape(-1, rows.block_size[1] * tensor_BGSD.shape[-1])
+
+
+def _gather(tensor_BGSD: Tensor, blocks: Tensor, batch: RowBatch, rows: BlockRows) -> Tensor:
     """The keys or values of a batch, [R, G, L, D]."""
-    if batch.at is not None:
+    if batch.gathered is None:
+        assert batch.at is not None
         sample, first, last, start, stop = batch.at
-        return tensor_BGKD[sample : sample + 1, first:last, start:stop]
-    assert batch.gathered is not None
+        return tensor_BGSD[sample : sample + 1, first:last, start:stop]
     gathered = blocks.index_select(0, batch.gathered)
-    return gathered.view(len(batch.rows_R), -1, batch.width * rows.block_size[1], tensor_BGKD.shape[-1])
+    return gathered.view(len(batch.rows_R), -1, batch.width * rows.block_size[1], tensor_BGSD.shape[-1])
 
 
-def _give_back(grad_BGKD: Tensor, blocks: Tensor, grad_RGLD: Tensor, batch: RowBatch) -> None:
-    """Add the gradients of gathered keys or values where they came from."""
-    if batch.at is not None:
+def _give_back(grad_BGSD: Tensor, blocks: Tensor, grad_RGLD: Tensor, batch: RowBatch) -> None:
+    """Add the gradients of gathered keys or values where these came from."""
+    if batch.gathered is None:
+        assert batch.at is not None
         sample, first, last, start, stop = batch.at
-        grad_BGKD[sample : sample + 1, first:last, start:stop] += grad_RGLD
-        return
-    assert batch.gathered is not None
-    blocks.index_add_(0, batch.gathered, grad_RGLD.reshape(len(batch.gathered), -1).to(blocks.dtype))
+        grad_BGSD[sample : sample + 1, first:last, start:stop] += grad_RGLD
+    else:
+        blocks.index_add_(0, batch.gathered, grad_RGLD.reshape(len(batch.gathered), -1).to(blocks.dtype))
 
 
 # --------------------------------------------------------------------------------------------- forward, backward
 
 
 def _attend(
+    query_RHQD: Tensor,
+    key_RGLD: Tensor,
+    value_RGLD: Tensor,
+    sinks_RH: Tensor | None,
+    bias_R1QL: Tensor | None,
+    options: _Options,
+) -> Tensor:
+    """One batch of rows, [R, H, Q, D]."""
+    rows, heads, queries, _ = query_RHQD.shape
+    groups = heads // key_RGLD.shape[1]
+    plain = options.softcap is None and sinks_RH is None
+    if plain and query_RHQD.device.type == "cpu" and not torch.is_grad_enabled() and not options.dropout:
+        return F.scaled_dot_product_attention(
+            query_RHQD, key_RGLD, value_RGLD, bias_R1QL, scale=options.scale, enable_gqa=groups > 1
+        )
+    # Query heads that share keys become more queries of one head: no copy of the keys for each of them where there is
+    # no kernel for shared ones (CUDA's take no mask), and a third off the backward pass on CPU.
+    query_RGFD = query_RHQD.reshape(rows, -1, groups * queries, query_RHQD.shape[-1])
+    bias_R1FL = None if bias_R1QL is None else bias_R1QL.repeat(1, 1, groups, 1)
+    if plain:
+        out_RGFD = F.scaled_dot_product_attention(
+            query_RGFD, key_RGLD, value_RGLD, bias_R1FL, options.dropout, scale=options.scale
+        )
+    else:
+        sinks_RGF = None
+        if sinks_RH is not None:
+            sinks_RGF = sinks_RH.unflatten(1, (-1, groups)).repeat_interleave(queries, -1)
+        out_RGFD = _modified(query_RGFD, key_RGLD, value_RGLD, sinks_RGF, bias_R1FL, options)
+    return out_RGFD.reshape(rows, heads, queries, -1)
+
+
+def _modified(
     query_RGFD: Tensor,
     key_RGLD: Tensor,
     value_RGLD: Tensor,
     sinks_RGF: Tensor | None,
-    batch: RowBatch,
-    bias: Tensor | None,
+    bias_R1FL: Tensor | None,
     options: _Options,
 ) -> Tensor:
-    """One batch of rows: [R, G, F, D]."""
-    if options.softcap is None and sinks_RGF is None:
-        out = F.scaled_dot_product_attention(
-            query_RGFD, key_RGLD, value_RGLD, bias, dropout_p=options.dropout, scale=options.scale
-        )
-    else:
-        wide = torch.promote_types(query_RGFD.dtype, torch.float32)
-        scores_RGFL = (query_RGFD @ key_RGLD.transpose(-1, -2)).to(wide) * options.scale
-        if options.softcap is not None:
-            scores_RGFL = options.softcap * torch.tanh(scores_RGFL / options.softcap)
-        if bias is not None:
-            scores_RGFL = scores_RGFL + bias
-        if sinks_RGF is not None:
-            scores_RGFL = torch.cat([scores_RGFL, sinks_RGF.unsqueeze(-1).to(wide)], -1)
-        weights_RGFL = scores_RGFL.softmax(-1)[..., : key_RGLD.shape[2]].to(value_RGLD.dtype)
-        out = F.dropout(weights_RGFL, options.dropout) @ value_RGLD
-    if batch.hidden_RQ is not None:
-        repeated = out.shape[2] // batch.hidden_RQ.shape[1]
-        out = out.masked_fill(batch.hidden_RQ.repeat(1, repeated)[:, None, :, None], 0.0)
-    return out
+    """Spelled out, as no fused kernel changes scores."""
+    wide = torch.promote_types(query_RGFD.dtype, torch.float32)
+    scores_RGFL = (query_RGFD @ key_RGLD.transpose(-1, -2)).to(wide) * options.scale
+    if options.softcap is not None:
+        scores_RGFL = options.softcap * torch.tanh(scores_RGFL / options.softcap)
+    if bias_R1FL is not None:
+        scores_RGFL = scores_RGFL + bias_R1FL
+    if sinks_RGF is not None:
+        scores_RGFL = torch.cat([scores_RGFL, sinks_RGF.unsqueeze(-1).to(wide)], -1)
+    weights_RGFL = scores_RGFL.softmax(-1)[..., : key_RGLD.shape[2]].to(value_RGLD.dtype)
+    return F.dropout(weights_RGFL, options.dropout) @ value_RGLD
+
+
+def _sinks(sink_logits_H: Tensor | None, batch: RowBatch, rows: BlockRows) -> Tensor | None:
+    """The sink logits of each row's heads, [R, H]."""
+    if sink_logits_H is None:
+        return None
+    return sink_logits_H.view(rows.mask_heads, -1)[batch.lines_R % rows.mask_heads]
 
 
 def _forward(
-    query_RGFD: Tensor,
-    key_BGKD: Tensor,
-    value_BGKD: Tensor,
-    sinks_XGF: Tensor | None,
+    query_BHSD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    sink_logits_H: Tensor | None,
     rows: BlockRows,
     options: _Options,
 ) -> Tensor:
-    out_RGFD = query_RGFD.new_empty(*query_RGFD.shape[:3], value_BGKD.shape[-1])
-    if not rows.covers:
-        out_RGFD.zero_()  # rows without a visible block are in no batch
-    key_blocks, value_blocks = _blocks(key_BGKD, rows), _blocks(value_BGKD, rows)
+    out_BHSD = _new_queries(query_BHSD, value_BGSD.shape[-1], rows, fill=not rows.covers)
+    query, out = _in_rows(query_BHSD, rows), _in_rows(out_BHSD, rows)
+    key_blocks, value_blocks = _blocks(key_BGSD, rows), _blocks(value_BGSD, rows)
     for number, batch in enumerate(rows.batches):
-        out_RGFD[batch.rows_R] = _attend(
-            query_RGFD[batch.rows_R],
-            _gather(key_BGKD, key_blocks, batch, rows),
-            _gather(value_BGKD, value_blocks, batch, rows),
-            None if sinks_XGF is None else sinks_XGF[batch.heads_R],
-            batch,
-            rows.bias(number, query_RGFD.dtype),
+        out_RHQD = _attend(
+            _take(query, batch),
+            _gather(key_BGSD, key_blocks, batch, rows),
+            _gather(value_BGSD, value_blocks, batch, rows),
+            _sinks(sink_logits_H, batch, rows),
+            rows.bias(number, query.dtype),
             options,
         )
-    return out_RGFD
+        _put(out, batch, _without_hidden(out_RHQD, batch))
+    return out_BHSD
+
+
+def _without_hidden(out_RHQD: Tensor, batch: RowBatch) -> Tensor:
+    """Zeros, and no gradient, for the queries that see nothing."""
+    return out_RHQD if batch.hidden_RQ is None else out_RHQD.masked_fill(batch.hidden_RQ[:, None, :, None], 0.0)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -200,50 +240,52 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        query_RGFD: Tensor,
-        key_BGKD: Tensor,
-        value_BGKD: Tensor,
-        sinks_XGF: Tensor | None,
+        query_BHSD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        sink_logits_H: Tensor | None,
         rows: BlockRows,
         options: _Options,
     ) -> Tensor:
         ctx.rows, ctx.options = rows, options
-        ctx.random = _random_state(query_RGFD.device) if options.dropout else None
-        ctx.save_for_backward(query_RGFD, key_BGKD, value_BGKD, sinks_XGF)
-        return _forward(query_RGFD, key_BGKD, value_BGKD, sinks_XGF, rows, options)
+        ctx.random = _random_state(query_BHSD.device) if options.dropout else None
+        ctx.save_for_backward(query_BHSD, key_BGSD, value_BGSD, sink_logits_H)
+        return _forward(query_BHSD, key_BGSD, value_BGSD, sink_logits_H, rows, options)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_RGFD: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, sinks = ctx.saved_tensors
+    def backward(ctx: Any, grad_BHSD: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, sink_logits = ctx.saved_tensors
         rows, options = ctx.rows, ctx.options
-        grad_query = torch.zeros_like(query)
-        # many rows add to one key, to a sink token all rows: the sums are kept in float32
+        grad_query = _new_queries(query, query.shape[-1], rows, fill=not rows.covers)
+        # many rows add to one key, to a sink token all rows: such sums are kept in float32
         wide = torch.promote_types(query.dtype, torch.float32)
-        grads = [torch.zeros(t.shape, dtype=wide, device=t.device) for t in (key, value)]
-        grad_blocks = [_blocks(grad, rows) for grad in grads]
-        grad_sinks = None if sinks is None else torch.zeros_like(sinks)
-        key_blocks, value_blocks = _blocks(key, rows), _blocks(value, rows)
+        grad_key, grad_value = (torch.zeros(t.shape, dtype=wide, device=t.device) for t in (key, value))
+        grad_sinks = None if sink_logits is None else torch.zeros_like(sink_logits, dtype=wide)
+        query_rows, grad_rows, grad_query_rows = (_in_rows(t, rows) for t in (query, grad_BHSD, grad_query))
+        blocks = [_blocks(tensor, rows) for tensor in (key, value, grad_key, grad_value)]
         with _replayed(ctx.random, query.device):
             for number, batch in enumerate(rows.batches):
-                inputs = [
-                    query[batch.rows_R],
-                    _gather(key, key_blocks, batch, rows),
-                    _gather(value, value_blocks, batch, rows),
-                    *([] if sinks is None else [sinks[batch.heads_R]]),
-                ]
+                inputs = [_take(query_rows, batch)]
+                inputs += [_gather(key, blocks[0], batch, rows), _gather(value, blocks[1], batch, rows)]
+                sinks = _sinks(sink_logits, batch, rows)
+                inputs += [] if sinks is None else [sinks]
                 inputs = [tensor.detach().requires_grad_() for tensor in inputs]
                 with torch.enable_grad():
                     bias = rows.bias(number, query.dtype)
-                    sink = None if sinks is None else inputs[3]
-                    out = _attend(inputs[0], inputs[1], inputs[2], sink, batch, bias, options)
-                found = torch.autograd.grad(out, inputs, grad_RGFD[batch.rows_R])
-                grad_query[batch.rows_R] = found[0]
-                for grad, blocks, part in zip(grads, grad_blocks, found[1:3], strict=True):
-                    _give_back(grad, blocks, part, batch)
+                    out = _attend(
+                        inputs[0], inputs[1], inputs[2], inputs[3] if len(inputs) > 3 else None, bias, options
+                    )
+                    out = _without_hidden(out, batch)
+                found = torch.autograd.grad(out, inputs, _take(grad_rows, batch))
+                _put(grad_query_rows, batch, found[0])
+                _give_back(grad_key, blocks[2], found[1], batch)
+                _give_back(grad_value, blocks[3], found[2], batch)
                 if grad_sinks is not None:
-                    grad_sinks.index_add_(0, batch.heads_R, found[3])
-        return grad_query, grads[0].to(key.dtype), grads[1].to(value.dtype), grad_sinks, None, None
+                    by_head = grad_sinks.view(rows.mask_heads, -1)
+                    by_head.index_add_(0, batch.lines_R % rows.mask_heads, found[3].to(wide))
+        grad_sinks = None if grad_sinks is None else grad_sinks.to(sink_logits.dtype)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_sinks, None, None
 
 
 def _random_state(device: torch.device) -> Tensor:
@@ -256,8 +298,9 @@ def _replayed(state: Tensor | None, device: torch.device) -> Iterator[None]:
     if state is None:
         yield
         return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if device.type == "cuda":
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        if on_cuda:
             torch.cuda.set_rng_state(state, device)
         else:
             torch.set_rng_state(state)
