@@ -20,7 +20,7 @@ from swaa.policies import (
 )
 
 if TYPE_CHECKING:
-    from swaa.hf import PolicyHandle, apply_policy, declare_prompt, load, saved_policy
+    from swaa.hf import PolicyCache, PolicyHandle, apply_policy, declare_prompt, load, saved_policy
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "AttentionPolicy",
     "FullAttention",
     "Index",
+    "PolicyCache",
     "PolicyHandle",
     "Predicate",
     "SinkTokens",
@@ -46,7 +47,9 @@ __all__ = [
     "stack",
 ]
 
-_NEED_TRANSFORMERS = frozenset({"PolicyHandle", "apply_policy", "declare_prompt", "load", "saved_policy"})
+_NEED_TRANSFORMERS = frozenset(
+    {"PolicyCache", "PolicyHandle", "apply_policy", "declare_prompt", "load", "saved_policy"}
+)
 
 
 def __getattr__(name: str) -> Any:

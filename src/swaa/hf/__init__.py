@@ -10,19 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swaa.hf.apply import PolicyHandle, apply_policy
-    from swaa.hf.forward import declare_prompt
+    from swaa.hf.cache import PolicyCache, held_bytes
     from swaa.hf.loading import load
+    from swaa.hf.prompt import declare_prompt
     from swaa.hf.shape import model_shape
     from swaa.hf.spec import saved_policy
     from swaa.hf.weights import fetch
 
-__all__ = ["PolicyHandle", "apply_policy", "declare_prompt", "fetch", "load", "model_shape", "saved_policy"]
+__all__ = [
+    "PolicyCache",
+    "PolicyHandle",
+    "apply_policy",
+    "declare_prompt",
+    "fetch",
+    "held_bytes",
+    "load",
+    "model_shape",
+    "saved_policy",
+]
 
 _MODULES = {
+    "PolicyCache": "cache",
     "PolicyHandle": "apply",
     "apply_policy": "apply",
-    "declare_prompt": "forward",
+    "declare_prompt": "prompt",
     "fetch": "weights",
+    "held_bytes": "cache",
     "load": "loading",
     "model_shape": "shape",
     "saved_policy": "spec",

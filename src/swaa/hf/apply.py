@@ -98,6 +98,7 @@ def apply_policy(
     policy: AttentionPolicy | str | Mapping[str, Any],
     *,
     kernel: str = "auto",
+    evict: bool = True,
 ) -> PolicyHandle:
     """Run a transformers model under an attention policy, in prefill, cached decoding, generation and training.
 
@@ -113,7 +114,10 @@ def apply_policy(
     Args:
         model: a causal language model of transformers, or a PEFT wrapper around one.
         policy: a policy, an expression such as ``"SlidingWindow(128)"``, or its dict form.
-        kernel: ``"auto"`` (chosen by :func:`swaa.compiler.plan.choose_kernel`), ``"flex"`` or ``"dense"``.
+        kernel: ``"auto"`` (chosen by :func:`swaa.compiler.plan.choose_kernel`), ``"flex"``, ``"blockwise"`` or
+            ``"dense"``.
+        evict: free cached keys that no token to come may see: an empty ``DynamicCache``, and so ``generate()``'s own,
+            becomes a :class:`swaa.PolicyCache`. False masks them only, which computes the same from all keys.
 
     Raises:
         UserError: the architecture cannot run under a policy, or the policy names a layer or head that it lacks.
@@ -121,7 +125,7 @@ def apply_policy(
     check_kernel_request(kernel)
     parsed = parse_policy(policy)
     base, decoder = _base_and_decoder(model)
-    spec = make_spec(parsed, kernel)
+    spec = make_spec(parsed, kernel, evict)
     config = decoder.config
     bound = PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what is not there
     _refuse_where_there_is_no_attention(config, bound)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from swaa.errors import UserError
-from swaa.hf.forward import CONTEXT_KEY, ForwardContext
+from swaa.hf.cache import PolicyLayer
 from swaa.hf.masks import MaskPlan
 from swaa.hf.native import restrict
+from swaa.hf.prompt import CONTEXT_KEY, ForwardContext
 from swaa.hf.spec import IMPLEMENTATION
 
 _UNSUPPORTED = {
@@ -64,7 +65,6 @@ def policy_attention(
     context = kwargs.get(CONTEXT_KEY)
     if isinstance(context, ForwardContext):
         context.arrived = True
-    program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
     layer = attention_mask.policy.layer(layer_index, query_BHQD.shape[1])
     expected_heads = getattr(getattr(module, "config", None), "num_attention_heads", query_BHQD.shape[1])
     if layer.by_head and query_BHQD.shape[1] != expected_heads:
@@ -72,17 +72,26 @@ def policy_attention(
             f"{owner}: the policy names heads, and only {query_BHQD.shape[1]} of the model's {expected_heads} are here "
             f"(tensor parallelism?), so which they are is unknown. Use a policy without heads, or one device."
         )
-    out_BHQD = program.attend(
-        restrict(layer, attention_mask.native),
-        query_BHQD,
-        key_BGKD,
-        value_BGKD,
-        scale=scaling,
-        dropout=dropout,
-        softcap=softcap,
-        sink_logits_H=s_aux,
-    )
+    visible = restrict(layer, attention_mask.native)
+    options: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap, "sink_logits_H": s_aux}
+    held = _held(context, layer_index)
+    if held is not None and held.parts:
+        kernel = attention_mask.policy.kernel
+        out_BHQD = held.attend(visible, query_BHQD, key_BGKD, value_BGKD, kernel, **options)
+    else:
+        program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
+        out_BHQD = program.attend(visible, query_BHQD, key_BGKD, value_BGKD, **options)
+    if held is not None:
+        held.settle(visible, key_BGKD.shape[1])
     return out_BHQD.transpose(1, 2).contiguous(), None
+
+
+def _held(context: Any, layer_index: int) -> PolicyLayer | None:
+    """The layer of a cache that drops keys, or None where the cache, or this layer of it, does not."""
+    if not isinstance(context, ForwardContext) or context.cache is None:
+        return None
+    layer = context.cache.layers[layer_index]
+    return layer if isinstance(layer, PolicyLayer) else None
 
 
 def register_attention() -> None:

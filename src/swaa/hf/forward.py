@@ -1,75 +1,33 @@
-"""What one forward pass knows beyond its tensors: the prompt's length, and packed documents.
+"""The forward hooks: what one forward pass knows beyond its tensors, found out and passed on to attention.
 
 transformers hands attention neither the cache nor the caller's own arguments. A forward pre-hook on the decoder sees
-them all; it passes what matters on as one keyword argument, :class:`ForwardContext`. The hook keeps no state: where a
-prompt ended is remembered on the cache, because the cache is what a generation goes by.
+them all: where the prompt ends, packed documents, the cache. The hooks keep no state.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from swaa.errors import UserError, invalid
-from swaa.hf.spec import policy_on
-from swaa.policies import AttentionPolicy
-
-CONTEXT_KEY = "swaa_context"
-"""The keyword argument that carries the context to attention."""
-
-_ON_CACHE = "swaa_prompt"
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """Where the decode phase begins: either a slot that all samples share, or a length for each sample."""
-
-    width: int | None = None
-    """Slots of the (padded) prompt."""
-    lengths: Tensor | None = None
-    """Real tokens of each sample's prompt, int [B] (or [B, D] for packed documents)."""
-    declared: bool = False
-    """Did the user say so? Otherwise it is the width of the cache's first forward pass."""
-    packed: bool = False
-    """Were the prompts packed documents? Then nothing can be added to the cache."""
-    started: bool = False
-    """Has a forward pass begun with it? Then an empty cache has been reset, and awaits another prompt."""
-
-
-class ForwardContext:
-    """What the pre-hook found out. No dataclass: wrappers such as FSDP copy those, and ``arrived`` would be lost."""
-
-    def __init__(self, prompt: Prompt | None = None, packed_positions: Tensor | None = None) -> None:
-        self.prompt = prompt
-        self.packed_positions = packed_positions
-        self.arrived = False
-        """Has an attention layer got it? Some models drop keyword arguments on the way."""
-
-
-def declare_prompt(cache: Any, prompt_lengths: Tensor | int) -> Any:
-    """Say how long the prompts are that a cache will hold, where the first forward pass does not show it.
-
-    Needed, for policies that differ by phase, in chunked prefill, assisted decoding and several turns on one cache.
-    All of these raise without it, save a prompt cut so that a single token is left for the second forward pass: that
-    looks like decoding, and is taken for it.
-
-    Args:
-        cache: a transformers cache, to be passed as ``past_key_values``.
-        prompt_lengths: real tokens of each sample's prompt: int [B], or one int for all.
-
-    Returns:
-        The cache.
-    """
-    lengths = torch.as_tensor(prompt_lengths)
-    if lengths.is_floating_point() or lengths.dim() > 1 or bool((lengths < 0).any()):
-        mend = "Count the tokens that are not padding."
-        raise invalid("prompt_lengths", accepted="ints >= 0, one per sample", got=prompt_lengths, mend=mend)
-    setattr(cache, _ON_CACHE, Prompt(lengths=lengths.reshape(-1), declared=True))
-    return cache
+from swaa.hf.cache import evict_in
+from swaa.hf.prompt import (
+    BOOKS,
+    CONTEXT_KEY,
+    ForwardContext,
+    Prompt,
+    dropped_context,
+    known_prompt,
+    remember,
+    remembered,
+    undeclared,
+)
+from swaa.hf.spec import policy_on, text_config
 
 
 def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -89,19 +47,27 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     if tokens is None:
         return (), kwargs  # the model itself will say what is missing
     cache = kwargs.get("past_key_values")
-    seen = 0 if cache is None else int(cache.get_seq_length())
+    seen = 0 if cache is None else _seen_by(cache)
     packed = None
     if seen == 0:
         cached = cache is not None or _makes_a_cache(decoder, kwargs)
         packed = _packed_positions(kwargs.get("position_ids"), kwargs.get("attention_mask"), cached)
+    if packed is None and seen == 0:
+        cache = _evicting(decoder, cache, kwargs)
+        if cache is not None:
+            kwargs["past_key_values"] = cache
     prompt = None
     if lengths is not None:
         prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens), packed is not None), declared=True)
     if cache is not None:
         prompt = _prompt_of_cache(decoder, cache, seen, tokens, prompt)
         prompt = replace(prompt, packed=packed is not None, started=True)
-        setattr(cache, _ON_CACHE, prompt)
-    kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed)
+        remember(cache, prompt)
+    books = getattr(cache, BOOKS, None)
+    if books is not None:
+        phased = prompt if policy_on(decoder.config).by_phase else None
+        books.begin(tokens.shape[1], kwargs.get("attention_mask"), seen, phased)
+    kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache)
     return (), kwargs
 
 
@@ -113,20 +79,30 @@ def after_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if context.packed_positions is not None and not context.arrived:
         raise dropped_context(policy_on(decoder.config).policy, "the position_ids pack several documents into a row")
     cache = getattr(output, "past_key_values", None)
-    if cache is not None and not hasattr(cache, _ON_CACHE):
+    if cache is not None and remembered(cache) is None:
         prompt = context.prompt or Prompt(width=int(cache.get_seq_length()))
-        setattr(cache, _ON_CACHE, replace(prompt, packed=context.packed_positions is not None, started=True))
+        remember(cache, replace(prompt, packed=context.packed_positions is not None, started=True))
 
 
 def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A forward pre-hook on the model around the decoder: refuses generation that hides where the prompt ends.
 
     Only the number of logits asked for shows it. The first forward pass of assisted decoding holds prompt and draft
-    together; generation without a cache runs the whole sequence anew for each token.
+    together, and the draft may be taken back; generation without a cache runs the whole sequence anew for each token.
     """
     logits, cache = kwargs.get("logits_to_keep"), kwargs.get("past_key_values")
     policy = policy_on(model.config)
-    if not policy.by_phase or not isinstance(logits, int) or kwargs.get("prompt_lengths") is not None:
+    if not isinstance(logits, int):
+        return
+    if (
+        logits > 1
+        and policy.evict
+        and cache is not None
+        and _is_plain(cache)
+        and evict_in(cache, text_config(model.config))
+    ):
+        cache.activate_past_recording()  # generate() has asked the cache for it before it was ours
+    if not policy.by_phase or kwargs.get("prompt_lengths") is not None:
         return
     if cache is None and logits == 1 and kwargs.get("use_cache") is False:
         raise UserError(
@@ -134,35 +110,14 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"show it. Generate with a cache; in a forward pass of your own, give prompt_lengths."
         )
     if cache is not None and logits > 1 and int(cache.get_seq_length()) == 0:
-        known = _known(cache, seen=0)
+        known = known_prompt(cache, seen=0)
         if known is None or not known.declared:
             reason = f"{logits} logits are wanted of the cache's first forward pass (assisted decoding)"
-            raise _undeclared(policy.policy, reason)
-
-
-def dropped_context(policy: AttentionPolicy, reason: str) -> UserError:
-    """The error of a model whose attention does not get what the pre-hook found out."""
-    return UserError(
-        f"{policy}: {reason}, but this model does not pass keyword arguments on to attention, or runs without the "
-        f"hooks of swaa.apply_policy. Apply the policy to this very model; if it was, use another model for this."
-    )
-
-
-def _undeclared(policy: AttentionPolicy, reason: str) -> UserError:
-    return UserError(
-        f"{policy}: the policy depends on where the prompt ends, and {reason}. "
-        f"Say where: swaa.declare_prompt(cache, prompt_lengths), before the forward pass, with the cache passed as "
-        f"past_key_values."
-    )
-
-
-def _known(cache: Any, seen: int) -> Prompt | None:
-    known: Prompt | None = getattr(cache, _ON_CACHE, None)
-    return None if known is not None and known.started and seen == 0 else known
+            raise undeclared(policy.policy, reason)
 
 
 def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, given: Prompt | None) -> Prompt:
-    known = _known(cache, seen)
+    known = known_prompt(cache, seen)
     queries = tokens.shape[1]
     if seen and known is not None and known.packed:
         raise UserError(
@@ -182,7 +137,7 @@ def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, 
                     f"{queries} tokens were added to a cache of {seen} whose prompt had ended "
                     "(chunked prefill, assisted decoding or another turn)"
                 )
-            raise _undeclared(policy.policy, reason)
+            raise undeclared(policy.policy, reason)
         known = known or Prompt(width=seen + queries)
     return _for_batch(known, len(tokens))
 
@@ -206,6 +161,28 @@ def _checked_lengths(given: Any, batch: int, packed: bool) -> Tensor:
         mend = "Give the number of prompt tokens, padding not counted, of each sample."
         raise invalid("prompt_lengths", accepted=f"ints >= 0 of shape {shape}", got=lengths.tolist(), mend=mend)
     return lengths
+
+
+def _evicting(decoder: nn.Module, cache: Any, kwargs: dict[str, Any]) -> Any:
+    """The cache of a first forward pass, made to drop keys where that is wanted and possible."""
+    if decoder.training or torch.compiler.is_compiling() or not policy_on(decoder.config).evict:
+        return cache  # what is kept changes the shapes and the bookkeeping from step to step: nothing to trace
+    if cache is None and _makes_a_cache(decoder, kwargs):
+        own = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+        return own if evict_in(own, decoder.config) else None
+    if _is_plain(cache):
+        evict_in(cache, decoder.config)
+    return cache
+
+
+def _is_plain(cache: Any) -> bool:
+    """Is it an empty ``DynamicCache``, and nothing that only derives from one?"""
+    return type(cache) is DynamicCache and not cache.offloading and not hasattr(cache, BOOKS) and not _seen_by(cache)
+
+
+def _seen_by(cache: Any) -> int:
+    """Tokens that a cache has taken in."""
+    return int(cache.get_seq_length())
 
 
 def _makes_a_cache(decoder: nn.Module, kwargs: dict[str, Any]) -> bool:

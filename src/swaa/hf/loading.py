@@ -75,10 +75,11 @@ def load(
     _refuse_random_weights(loading["missing_keys"], source)
     _ensure_pad_token(tokenizer, model, source)
     model = model.to(torch_device).eval()
-    spec = read_spec(model.config)
+    spec = read_spec(model.config) or {}
     policy = saved_policy(model.config) if policy is None else policy
     if policy is not None:
-        apply_policy(model, policy, kernel=kernel or (spec or {}).get("kernel", "auto"))
+        options = {name: spec[name] for name in ("kernel", "evict") if name in spec}
+        apply_policy(model, policy, **(options if kernel is None else options | {"kernel": kernel}))
     return model, tokenizer
 
 

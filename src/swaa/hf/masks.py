@@ -20,8 +20,8 @@ from transformers import AttentionMaskInterface
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.program import AttentionProgram
 from swaa.errors import UserError
-from swaa.hf.forward import ForwardContext, Prompt, dropped_context
 from swaa.hf.native import native_predicate
+from swaa.hf.prompt import ForwardContext, Prompt, dropped_context
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, policy_on
 from swaa.policies import Predicate, SlidingWindow
 

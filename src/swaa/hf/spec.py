@@ -1,7 +1,7 @@
 """The policy on a model's config: how it is stored, read back and bound to the model's size.
 
-The text config's attribute ``swaa`` holds ``{"policy": {...}, "kernel": "auto"}``. It is plain JSON, so it survives
-``deepcopy``, pickling, ``save_pretrained`` and PEFT, and it is where attention finds its policy.
+The text config's attribute ``swaa`` holds ``{"policy": {...}, "kernel": "auto", "evict": true}``. It is plain JSON, so
+it survives ``deepcopy``, pickling, ``save_pretrained`` and PEFT, and it is where attention finds its policy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def make_spec(policy: AttentionPolicy, kernel: str) -> dict[str, Any]:
+def make_spec(policy: AttentionPolicy, kernel: str, evict: bool) -> dict[str, Any]:
     """The JSON form of a policy on a model.
 
     Raises:
@@ -40,7 +40,7 @@ def make_spec(policy: AttentionPolicy, kernel: str) -> dict[str, Any]:
         ) from error
     if not same:  # attention would run under the namesake
         raise UserError(f"{policy}: another class is registered under this name. Put @swaa.register_policy on yours.")
-    return {"policy": described, "kernel": kernel}
+    return {"policy": described, "kernel": kernel, "evict": evict}
 
 
 def read_spec(config: Any) -> dict[str, Any] | None:
@@ -70,6 +70,7 @@ class PolicyOnModel:
     def __init__(self, spec: dict[str, Any], num_layers: int) -> None:
         self.policy = parse_policy(spec["policy"])
         self.kernel: str = spec["kernel"]
+        self.evict: bool = spec.get("evict", True)
         self.num_layers = num_layers
 
     def bound(self, num_heads: int) -> BoundPolicy:
