@@ -89,6 +89,17 @@ def before_end(tokens: list[int]) -> list[int]:
     return tokens[: tokens.index(1)] if 1 in tokens else tokens
 
 
+@pytest.mark.parametrize("chunk_size", [1, 7, 16, 100])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_prompt_read_in_chunks_is_the_prompt(model: Any, name: str, chunk_size: int) -> None:
+    batch = batch_of(PROMPTS, [[9, 8, 7]] * 4, POLICIES[name])
+    with torch.no_grad(), apply_policy(model, POLICIES[name]):
+        whole, read = prefill(model, batch), prefill(model, batch, chunk_size)
+        torch.testing.assert_close(read.logits, whole.logits, atol=1e-4, rtol=1e-4)
+        expected, forced = teacher_forced(model, batch, whole), teacher_forced(model, batch, read)
+    assert forced.nll == pytest.approx(expected.nll, abs=1e-4)
+
+
 def test_the_policies_differ_on_these_prompts(model: Any) -> None:
     """Otherwise the tests around this one would pass for a loop that ignores the policy."""
     logits = {name: oracle_logits(model, name, [*PROMPTS[0], 9, 8], len(PROMPTS[0])) for name in POLICIES}

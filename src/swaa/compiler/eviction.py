@@ -160,11 +160,11 @@ class KeyTable:
     def settle(self, step: Step) -> Tensor | None:
         """Drop what nobody will see after a step: the slots to keep [R, C], or None to leave the buffers as they are.
 
-        After a step in place nothing is dropped: the next one takes the slots of dead keys.
+        After a step in place that is seldom needed: the next one takes the slots of dead keys.
         """
         if self._settled is not step:
             self._settled, self._kept_RC = step, None
-            if not step.recording and self._write.slots_RQ is None:
+            if not step.recording and (self._write.slots_RQ is None or self._is_mostly_empty()):
                 self._kept_RC = self._drop(step.next_R, step.prompt_R)
         return self._kept_RC
 
@@ -206,6 +206,13 @@ class KeyTable:
     def _expand_to(self, rows: int) -> None:
         if rows > 1 and (self._count is not None or len(self._positions_RC) == 1):
             self.positions_RC = self.positions_RC.expand(rows, -1)
+
+    def _is_mostly_empty(self) -> bool:
+        """Is it, because what had been recorded has been released?"""
+        if self._count is not None:
+            return False
+        held = int((self._positions_RC >= 0).sum(-1).max())
+        return self.capacity > 2 * held + FEW_TOKENS
 
     def _sees_everything(self, step: Step) -> bool:
         if bool(step.decodes_RQ.all()) or step.prompt_R is None:

@@ -66,13 +66,24 @@ class Forced:
     nll: list[float]
 
 
-def prefill(model: Any, batch: Batch) -> Prefill:
-    """Read the prompts of a batch; all that follows continues from here."""
+def prefill(model: Any, batch: Batch, chunk_size: int | None = None) -> Prefill:
+    """Read the prompts of a batch; all that follows continues from here.
+
+    Args:
+        model: with the recipe's policy on it.
+        batch: the prompts.
+        chunk_size: slots that are read at a time, which bounds the memory; None reads all at once.
+    """
     start = _now(batch.prompt_ids.device)
-    positions = (batch.prompt_mask.cumsum(1) - 1).clamp(min=0)
+    ids, mask = batch.prompt_ids, batch.prompt_mask
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     options = {"prompt_lengths": batch.prompt_lengths, **_last_only(model)}
-    out = _forward(model, batch.prompt_ids, batch.prompt_mask, positions, None, **options)
-    return Prefill(out.logits[:, -1].float(), out.past_key_values, _now(batch.prompt_ids.device) - start)
+    out, step = None, chunk_size or ids.shape[1]
+    for first in range(0, ids.shape[1], step):
+        last, cache = first + step, None if out is None else out.past_key_values
+        out = _forward(model, ids[:, first:last], mask[:, :last], positions[:, first:last], cache, **options)
+    assert out is not None
+    return Prefill(out.logits[:, -1].float(), out.past_key_values, _now(ids.device) - start)
 
 
 def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:

@@ -26,6 +26,8 @@ class CacheBooks:
     def __init__(self, prompt: Prompt | None) -> None:
         self.prompt = prompt
         self.recording = False
+        self.presumed = False
+        """Is that only presumed, and so refuted by a step that no crop has come before?"""
         self.clear()
 
     def clear(self) -> None:
@@ -48,6 +50,8 @@ class CacheBooks:
             mask_BS: the 2-d attention mask, or None where there is no padding.
             prompt: where the decode phase begins; None where phases do not matter.
         """
+        if self.presumed and self.step is not None:
+            self.recording = self.presumed = False
         real_RQ = torch.ones(1, length, dtype=torch.bool)
         if mask_BS is not None:
             real_BQ = mask_BS[:, seen : seen + length].bool().cpu()
@@ -117,7 +121,7 @@ class CacheBooks:
                 came.append(size - gone if isinstance(newest, int) else newest[:, : size - gone])
         for table in self.tables.values():
             table.check_rollback(tokens_R)
-        self._tokens_R, self._came, self.step = tokens_R, came, None
+        self._tokens_R, self._came, self.step, self.presumed = tokens_R, came, None, False
         self.cropped = {policy: table.crop(tokens_R, self._prompt_R) for policy, table in self.tables.items()}
 
     def select_rows(self, index: Tensor) -> None:

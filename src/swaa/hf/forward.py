@@ -6,7 +6,9 @@ them all: where the prompt ends, packed documents, the cache. The hooks keep no 
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +30,8 @@ from swaa.hf.prompt import (
     undeclared,
 )
 from swaa.hf.spec import policy_on, text_config
+
+log = logging.getLogger(__name__)
 
 
 def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -94,14 +98,8 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     policy = policy_on(model.config)
     if not isinstance(logits, int):
         return
-    if (
-        logits > 1
-        and policy.evict
-        and cache is not None
-        and _is_plain(cache)
-        and evict_in(cache, text_config(model.config))
-    ):
-        cache.activate_past_recording()  # generate() has asked the cache for it before it was ours
+    if logits > 1 and cache is not None and _evicting(model, cache, kwargs) is cache and hasattr(cache, BOOKS):
+        _presume_recording(cache)
     if not policy.by_phase or kwargs.get("prompt_lengths") is not None:
         return
     if cache is None and logits == 1 and kwargs.get("use_cache") is False:
@@ -163,16 +161,35 @@ def _checked_lengths(given: Any, batch: int, packed: bool) -> Tensor:
     return lengths
 
 
-def _evicting(decoder: nn.Module, cache: Any, kwargs: dict[str, Any]) -> Any:
+def _presume_recording(cache: Any) -> None:
+    """generate() asks a cache to record before an assisted generation, which it has done before the cache was ours."""
+    books = getattr(cache, BOOKS)
+    if not books.recording and not _seen_by(cache):
+        books.recording = books.presumed = True
+
+
+def _evicting(model: nn.Module, cache: Any, kwargs: dict[str, Any]) -> Any:
     """The cache of a first forward pass, made to drop keys where that is wanted and possible."""
-    if decoder.training or torch.compiler.is_compiling() or not policy_on(decoder.config).evict:
+    if model.training or torch.compiler.is_compiling() or not policy_on(model.config).evict:
         return cache  # what is kept changes the shapes and the bookkeeping from step to step: nothing to trace
-    if cache is None and _makes_a_cache(decoder, kwargs):
-        own = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
-        return own if evict_in(own, decoder.config) else None
+    config = text_config(model.config)
+    if cache is None and _makes_a_cache(model, kwargs):
+        own = DynamicCache(config=config)
+        return own if evict_in(own, config) else None
     if _is_plain(cache):
-        evict_in(cache, decoder.config)
+        evict_in(cache, config)
+    elif cache is not None and not hasattr(cache, BOOKS):
+        _say_that_nothing_is_freed(type(cache).__name__)
     return cache
+
+
+@functools.cache
+def _say_that_nothing_is_freed(cache: str) -> None:
+    log.warning(
+        "past_key_values: a %s keeps every key; the policy masks them, and frees nothing. For freed memory leave "
+        "cache_implementation out, or pass swaa.PolicyCache(model).",
+        cache,
+    )
 
 
 def _is_plain(cache: Any) -> bool:

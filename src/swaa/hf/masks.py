@@ -197,6 +197,8 @@ def plan_mask(
     chunk = (
         local_size if local_size is not None and local_size == getattr(config, "attention_chunk_size", None) else None
     )
+    native = native_predicate(local_size, chunk)
+    _check_nothing_is_missing(native, offset, int(kv_offset))
     return MaskPlan(
         policy,
         batch_size=batch_size,
@@ -205,10 +207,19 @@ def plan_mask(
         query_offset=offset,
         key_offset=int(kv_offset),
         padding_BS=attention_mask,
-        native=native_predicate(local_size, chunk),
+        native=native,
         device=torch.device(device),
         mask_function=mask_function,
     )
+
+
+def _check_nothing_is_missing(native: Predicate | None, query_offset: int, key_offset: int) -> None:
+    """A sliding cache drops keys by a window of its own: the model's native mask must hide them anyway."""
+    if key_offset and (native is None or bool(native.visible(query_offset, key_offset - 1))):
+        raise UserError(
+            f"past_key_values: the cache has dropped the first {key_offset} tokens by a sliding window of its own, not "
+            f"by the policy, which may show them. Pass swaa.PolicyCache(model), or no cache at all."
+        )
 
 
 _warned: dict[int, weakref.ref[Any]] = {}  # configs compare by value and have no hash, hence by identity
