@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 _GRAPHS = 256  # kernels kept for distinct policies' structures and lengths; past torch's own limit of 8 Flex is unfused
@@ -22,11 +23,58 @@ _GRAPHS = 256  # kernels kept for distinct policies' structures and lengths; pas
 def causal_attention(
     query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, *, scale: float | None, dropout: float = 0.0
 ) -> Tensor:
-    """Plain causal attention on the fused kernel; queries and keys are the same tokens. Returns [B, H, Q, D]."""
+    """Plain causal attention on fused kernels, without a mask; the queries are the last of the keys. [B, H, Q, D]."""
+    num_queries, num_keys = query_BHQD.shape[2], key_BGKD.shape[2]
     grouped = key_BGKD.shape[1] != query_BHQD.shape[1]
+    if num_queries in (1, num_keys):
+        is_causal = num_queries > 1
+        return F.scaled_dot_product_attention(
+            query_BHQD, key_BGKD, value_BGKD, is_causal=is_causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
+        )
+    tensors = (query_BHQD, key_BGKD, value_BGKD)
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    fused = query_BHQD.device.type == "cpu" and value_BGKD.shape[-1] == query_BHQD.shape[-1]
+    if fused and not dropout and not needs_grad and not torch.is_autocast_enabled("cpu"):
+        return _causal_after_cache(query_BHQD, key_BGKD, value_BGKD, scale)
+    if grouped and not _takes_groups(query_BHQD, key_BGKD, value_BGKD, dropout):
+        groups = query_BHQD.shape[1] // key_BGKD.shape[1]
+        key_BGKD, value_BGKD = key_BGKD.repeat_interleave(groups, dim=1), value_BGKD.repeat_interleave(groups, dim=1)
+        grouped = False
+    bias: Any = causal_lower_right(num_queries, num_keys)  # fused on CUDA; elsewhere it becomes a mask
     return F.scaled_dot_product_attention(
-        query_BHQD, key_BGKD, value_BGKD, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped
+        query_BHQD, key_BGKD, value_BGKD, bias, scale=scale, dropout_p=dropout, enable_gqa=grouped
     )
+
+
+def _causal_after_cache(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, scale: float | None) -> Tensor:
+    """On CPU: the keys before the first query, which all queries see, and the causal rest apart; then both as one.
+
+    The CPU kernel takes a mask, or is causal from the first key on. A mask for 2,048 queries after 100,000 keys is
+    600 MB by the time the kernel has made numbers of it, and makes a layer half as slow again.
+    """
+    batch, heads, num_queries, size = query_BHQD.shape
+    kv_heads, before = key_BGKD.shape[1], key_BGKD.shape[2] - num_queries
+    groups = heads // kv_heads
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # SDPA itself does not tell the log-sum-exp
+    early, early_lse = kernel(
+        query_BHQD.reshape(batch, kv_heads, groups * num_queries, size),
+        key_BGKD[:, :, :before],
+        value_BGKD[:, :, :before],
+        scale=scale,
+    )
+    late_key, late_value = (t[:, :, before:].repeat_interleave(groups, dim=1) for t in (key_BGKD, value_BGKD))
+    late, late_lse = kernel(query_BHQD, late_key, late_value, 0.0, True, scale=scale)
+    early, early_lse = early.reshape(query_BHQD.shape), early_lse.reshape(batch, heads, num_queries)
+    share = torch.sigmoid(early_lse - late_lse.view_as(early_lse)).unsqueeze(-1)
+    return torch.lerp(late.to(share.dtype), early.to(share.dtype), share).to(query_BHQD.dtype)
+
+
+def _takes_groups(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, dropout: float) -> bool:
+    """Do query heads share keys without a copy in torch's lower-right causal attention?"""
+    if query_BHQD.device.type != "cuda":
+        return True
+    parameters = torch.backends.cuda.SDPAParams(query_BHQD, key_BGKD, value_BGKD, None, dropout, False, True)
+    return torch.backends.cuda.can_use_flash_attention(parameters)
 
 
 def dense_attention(
@@ -39,10 +87,12 @@ def dense_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     sink_logits_H: Tensor | None = None,
+    hidden_BHQ1: Tensor | None = None,
 ) -> Tensor:
     """Attention under a boolean mask (None: every query sees every key). Returns [B, H, Q, D].
 
     Args:
+        hidden_BHQ1: the queries that see nothing, where the caller knows them; otherwise the mask is searched.
         softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
         sink_logits_H: a logit per head that takes part in the softmax and carries no value (GPT-OSS).
     """
@@ -60,7 +110,7 @@ def dense_attention(
         out = _modified_attention(query_BHQD, key_BGKD, value_BGKD, mask_BHQK, scale, dropout, softcap, sink_logits_H)
     if mask_BHQK is None:
         return out
-    return out.masked_fill(~mask_BHQK.any(-1, keepdim=True), 0.0)
+    return out.masked_fill(~mask_BHQK.any(-1, keepdim=True) if hidden_BHQ1 is None else hidden_BHQ1, 0.0)
 
 
 def _modified_attention(

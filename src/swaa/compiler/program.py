@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from swaa.compiler.attention import blocksparse_attention, bucket_length, causal_attention, dense_attention
+from swaa.compiler.blockrows import BlockRows
 from swaa.compiler.blocks import block_mask
+from swaa.compiler.blockwise import blockwise_attention
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
-from swaa.compiler.plan import Job, Kernel, KernelPlan, choose_kernel
+from swaa.compiler.plan import BLOCK_SIZES, Job, Kernel, KernelPlan, check_kernel_request, choose_kernel
+from swaa.compiler.runs import CausalRun, attend_runs, causal_runs, hides_nothing
 from swaa.policies.bound import LayerPolicy
 
 log = logging.getLogger(__name__)
@@ -26,12 +31,27 @@ class AttentionProgram:
     """The compiled side of one forward pass: a layout, and the masks that layers have asked for so far.
 
     Layers with equal policies share one mask. Create one per forward pass (per layout).
+
+    Attributes:
+        kernel: one of :data:`swaa.compiler.plan.KERNEL_REQUESTS`.
+        all_visible: the caller knows that a single query sees every key, as over an evicted cache without free slots:
+            then no mask is built, and nothing is asked of the device. Of several queries it says nothing.
+
+    Raises:
+        UserError: ``kernel`` is no kernel.
     """
 
     layout: TokenLayout
     kernel: str = "auto"
+    all_visible: bool = False
     _dense: dict[LayerPolicy, Tensor | None] = field(default_factory=dict)
+    _hidden: dict[LayerPolicy, Tensor] = field(default_factory=dict)
     _blocks: dict[tuple[LayerPolicy, bool], BlockMask] = field(default_factory=dict)
+    _rows: dict[tuple[LayerPolicy, int, int, int], BlockRows] = field(default_factory=dict)
+    _full: dict[LayerPolicy, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_kernel_request(self.kernel)
 
     def attend(
         self,
@@ -51,63 +71,108 @@ class AttentionProgram:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
         """
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query_BHQD, key_BGKD, value_BGKD))
-        job = Job(
-            query_length=self.layout.query_length,
-            key_length=self.layout.key_length,
-            device_type=query_BHQD.device.type,
-            is_square=self.layout.is_square,
-            needs_grad=needs_grad,
-            dropout=dropout,
-            has_sink_logits=sink_logits_H is not None,
-            has_softcap=softcap is not None,
-            value_dim_differs=value_BGKD.shape[-1] != query_BHQD.shape[-1],
-        )
-        plan = choose_kernel(layer, job, self.kernel)
+        if self.layout.query_length == 1:  # a decode step: nothing to choose, and every operation counts
+            plan = KernelPlan(Kernel.DENSE, "one query")
+        else:
+            job = self._job(
+                layer,
+                device_type=query_BHQD.device.type,
+                needs_grad=needs_grad,
+                dropout=dropout,
+                has_sink_logits=sink_logits_H is not None,
+                has_softcap=softcap is not None,
+                value_dim_differs=value_BGKD.shape[-1] != query_BHQD.shape[-1],
+            )
+            plan = choose_kernel(layer, job, self.kernel)
         _say_once(plan)
-        if plan.kernel is Kernel.CAUSAL:
-            return causal_attention(query_BHQD, key_BGKD, value_BGKD, scale=scale, dropout=dropout)
-        if plan.kernel is Kernel.FLEX and (self.kernel == "flex" or layer not in _uncompilable):
+        kernel = plan.kernel
+        if kernel is Kernel.CAUSAL:
+            causal = functools.partial(causal_attention, scale=scale, dropout=dropout)
+            if self.layout.is_square:
+                return causal(query_BHQD, key_BGKD, value_BGKD)
+            assert self._runs is not None
+            return attend_runs(query_BHQD, key_BGKD, value_BGKD, self._runs, causal)
+        if kernel is Kernel.FLEX and self.kernel != "flex" and layer in _uncompilable:
+            kernel = Kernel.BLOCKWISE
+        if kernel is Kernel.FLEX:
             try:
                 blocks = self.block_mask(layer, with_backward=needs_grad)
                 return blocksparse_attention(query_BHQD, key_BGKD, value_BGKD, blocks, scale=scale, softcap=softcap)
             except _compile_errors() as error:
                 if self.kernel == "flex":
                     raise
+                kernel = Kernel.BLOCKWISE
                 _uncompilable[layer] = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning(
-                    "%s: FlexAttention does not compile (%s); attention runs on SDPA with a dense mask",
+                    "%s: FlexAttention does not compile (%s); attention runs blockwise on SDPA",
                     layer.describe("prefill"),
                     _uncompilable[layer],
                 )
-        return dense_attention(
-            query_BHQD,
-            key_BGKD,
-            value_BGKD,
-            self.dense_mask(layer),
-            scale=scale,
-            dropout=dropout,
-            softcap=softcap,
-            sink_logits_H=sink_logits_H,
+        modifications: dict[str, Any] = {
+            "scale": scale,
+            "dropout": dropout,
+            "softcap": softcap,
+            "sink_logits_H": sink_logits_H,
+        }
+        if kernel is Kernel.BLOCKWISE:
+            rows = self.block_rows(layer, query_BHQD.shape[0], query_BHQD.shape[1], key_BGKD.shape[1])
+            return blockwise_attention(query_BHQD, key_BGKD, value_BGKD, rows, **modifications)
+        mask = self.dense_mask(layer)
+        hidden = None if mask is None else self._hidden[layer]
+        return dense_attention(query_BHQD, key_BGKD, value_BGKD, mask, hidden_BHQ1=hidden, **modifications)
+
+    def _job(self, layer: LayerPolicy, **facts: Any) -> Job:
+        layout = self.layout
+        if layer not in self._full:
+            self._full[layer] = hides_nothing(layer, layout)
+        is_full = self._full[layer]
+        return Job(
+            query_length=layout.query_length,
+            key_length=layout.key_length,
+            is_square=layout.is_square,
+            in_runs=is_full and not layout.is_square and self._runs is not None,
+            hides_nothing=is_full,
+            **facts,
         )
+
+    @functools.cached_property
+    def _runs(self) -> tuple[CausalRun, ...] | None:
+        return causal_runs(self.layout)
 
     def dense_mask(self, layer: LayerPolicy) -> Tensor | None:
         """The layer's dense mask [B, H, Q, K], or None where a single query sees every key."""
+        if self.layout.query_length == 1 and self.all_visible:
+            return None
         if layer not in self._dense:
-            mask = dense_mask(layer, self.layout)
-            self._dense[layer] = None if self.layout.query_length == 1 and bool(mask.all()) else mask
+            mask: Tensor | None = dense_mask(layer, self.layout)
+            assert mask is not None
+            if self.layout.query_length == 1 and bool(mask.all()):
+                mask = None
+            else:
+                self._hidden[layer] = ~mask.any(-1, keepdim=True)
+            self._dense[layer] = mask
         return self._dense[layer]
+
+    def block_rows(self, layer: LayerPolicy, batch_size: int, num_heads: int, num_kv_heads: int) -> BlockRows:
+        """What blockwise attention needs to know of the layer's mask, over the lengths as they are."""
+        key = (layer, batch_size, num_heads, num_kv_heads)
+        if key not in self._rows:
+            mask = block_mask(layer, self.layout, block_size=BLOCK_SIZES["blockwise"])
+            self._rows[key] = BlockRows.of(mask, batch_size=batch_size, num_heads=num_heads, num_kv_heads=num_kv_heads)
+        return self._rows[key]
 
     def block_mask(self, layer: LayerPolicy, *, with_backward: bool = False) -> BlockMask:
         """The layer's block mask over bucketed lengths."""
         if (layer, with_backward) not in self._blocks:
             queries, keys = bucket_length(self.layout.query_length), bucket_length(self.layout.key_length)
             padded = self.layout.pad_to(queries, keys)
-            self._blocks[layer, with_backward] = block_mask(layer, padded, with_backward=with_backward)
+            size = BLOCK_SIZES["flex on CPU" if padded.device.type == "cpu" else "flex"]
+            self._blocks[layer, with_backward] = block_mask(layer, padded, block_size=size, with_backward=with_backward)
         return self._blocks[layer, with_backward]
 
     def to(self, device: torch.device | str) -> AttentionProgram:
         """The same program for tensors on another device, its masks still to be built."""
-        return replace(self, layout=self.layout.to(device), _dense={}, _blocks={})
+        return AttentionProgram(self.layout.to(device), self.kernel, self.all_visible)
 
 
 def _compile_errors() -> tuple[type[Exception], ...]:
@@ -122,4 +187,4 @@ def _say_once(plan: KernelPlan) -> None:
     """One log line for each reason that keeps FlexAttention from a job."""
     if plan.is_fallback and plan.reason not in _said:
         _said.add(plan.reason)
-        log.warning("attention runs on SDPA with a dense mask: %s", plan.reason)
+        log.warning("attention runs on the %s kernel, not on FlexAttention: %s", plan.kernel.value, plan.reason)
