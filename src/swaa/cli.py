@@ -20,6 +20,7 @@ from swaa.errors import UserError, invalid
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from swaa.config import Benchmark
     from swaa.policies import AttentionPolicy
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -91,16 +92,18 @@ def run(args: argparse.Namespace) -> int:
 
 def add_validate(subparsers: Subparsers) -> None:
     """``swaa validate FILE [KEY=VALUE …]``"""
-    parser = subparsers.add_parser("validate", help="check an experiment file without running it")
+    parser = subparsers.add_parser("validate", help="check an experiment or benchmark file without running it")
     _add_experiment(parser)
     parser.set_defaults(handler=validate, output=None)
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Check an experiment file and print what it would run."""
-    from swaa.config import load_experiment
+    """Check an experiment or benchmark file and print what it would run."""
+    from swaa.config import Benchmark, load_file
 
-    experiment = load_experiment(args.file, args.overrides)
+    experiment = load_file(args.file, args.overrides)
+    if isinstance(experiment, Benchmark):
+        return _validate_benchmark(args.file, experiment)
     counts = {
         "recipes": len(experiment.recipes),
         "tasks": len(experiment.tasks),
@@ -117,6 +120,47 @@ def validate(args: argparse.Namespace) -> int:
     for recipe in experiment.recipes:
         console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _validate_benchmark(file: str, benchmark: Benchmark) -> int:
+    total = len(benchmark.entries) * len(benchmark.lengths) * benchmark.repeats
+    sizes = f"{len(benchmark.entries)} rows x {len(benchmark.lengths)} lengths x {benchmark.repeats} repeats"
+    line = f"{file} is valid: {sizes} = {total} requests on {benchmark.model.label} -> {benchmark.output}"
+    console = _console()
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for baseline in benchmark.baselines:
+        console.print(f"  {baseline.name}", highlight=False, markup=False)
+    for recipe in benchmark.recipes:
+        console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def add_bench(subparsers: Subparsers) -> None:
+    """``swaa bench FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("bench", help="time recipes and baselines on a model, or go on with it")
+    _add_experiment(parser, "the benchmark, in YAML", "a field to set, such as lengths=[512] or model.dtype=float32")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's former timings first")
+    parser.set_defaults(handler=bench)
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run a benchmark and print its tables; the exit code is 1 if a row is not equal to the dense mask."""
+    from swaa.config import load_benchmark
+
+    benchmark = load_benchmark(args.file, args.overrides, output=args.output)
+    from swaa.engine.bench import run_benchmark  # a mistake in the file is told before seconds of imports
+    from swaa.report.bench_table import NOTE, facts, to_rich
+
+    result = run_benchmark(benchmark, fresh=args.fresh)
+    console = _console()
+    for line in facts(result):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for table in to_rich(result):
+        console.print(table)
+    console.print(NOTE, style="dim", markup=False)
+    console.print(f"Timings, tables and plots: {benchmark.output}", highlight=False, soft_wrap=True)
+    return 0 if result.sound else 1
 
 
 def add_ls(subparsers: Subparsers) -> None:
@@ -254,6 +298,7 @@ LISTINGS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
 }
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_run,
+    add_bench,
     add_validate,
     add_ls,
     add_fetch,
@@ -288,14 +333,13 @@ def _policy(args: argparse.Namespace) -> AttentionPolicy:
     return parse_policy(args.policy)
 
 
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the experiment, in YAML")
-    parser.add_argument(
-        "overrides",
-        metavar="KEY=VALUE",
-        nargs="*",
-        help="a field to set, such as recipes[0].decoding.max_new_tokens=8",
-    )
+def _add_experiment(
+    parser: argparse.ArgumentParser,
+    file: str = "the experiment, in YAML",
+    override: str = "a field to set, such as recipes[0].decoding.max_new_tokens=8",
+) -> None:
+    parser.add_argument("file", metavar="FILE", help=file)
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=override)
 
 
 def _console() -> Console:

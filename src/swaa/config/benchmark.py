@@ -153,6 +153,11 @@ class Benchmark:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "output", Path(self.output))
 
+    @property
+    def entries(self) -> tuple[Recipe | Baseline, ...]:
+        """All rows, in the order of the tables."""
+        return (*self.baselines, *self.recipes)
+
     def to_dict(self) -> dict[str, object]:
         """Plain values: a complete benchmark file, without ``vars``."""
         model = {**dataclasses.asdict(self.model), "config": self.model.config and dict(self.model.config)}
