@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from swaa.compiler.cost import estimate_cost
+from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Job, choose_kernel
 from swaa.compiler.reach import receptive_field
+from swaa.compiler.runs import hides_nothing
 from swaa.compiler.shape import ModelShape
 from swaa.policies import AttentionPolicy, bind
 
@@ -32,11 +34,13 @@ def explain(
     """
     cost = estimate_cost(policy, shape, prompt_length, new_tokens)
     bound = bind(policy, shape.num_layers, shape.num_heads)
-    prefill_job = Job(prompt_length, prompt_length, device_type)
+    prompt = TokenLayout.contiguous(prompt_length)
     decode_job = Job(1, prompt_length + 1, device_type, is_square=False)
     layers = []
     for layer, indices in bound.distinct.items():
         counts = cost.layers[indices[0]]
+        is_full = hides_nothing(layer, prompt)
+        prefill_job = Job(prompt_length, prompt_length, device_type, hides_nothing=is_full)
         layers.append(
             {
                 "layers": list(indices),
