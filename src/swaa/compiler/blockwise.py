@@ -23,6 +23,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from swaa.compiler.blockrows import BlockRows, RowBatch
 
+_SCORES = 1 << 20
+"""Scores that are spelled out at a time: a few MB, which the allocator hands out again without asking the system."""
+
 
 def blockwise_attention(
     query_BHQD: Tensor,
@@ -185,17 +188,23 @@ def _modified(
     bias_R1FL: Tensor | None,
     options: _Options,
 ) -> Tensor:
-    """Spelled out, as no fused kernel changes scores."""
+    """Spelled out, as no fused kernel changes scores; some rows at a time, so that their scores stay in cache."""
+    rows, kv_heads, queries, _ = query_RGFD.shape
     wide = torch.promote_types(query_RGFD.dtype, torch.float32)
-    scores_RGFL = (query_RGFD @ key_RGLD.transpose(-1, -2)).to(wide) * options.scale
-    if options.softcap is not None:
-        scores_RGFL = options.softcap * torch.tanh(scores_RGFL / options.softcap)
-    if bias_R1FL is not None:
-        scores_RGFL = scores_RGFL + bias_R1FL
-    if sinks_RGF is not None:
-        scores_RGFL = torch.cat([scores_RGFL, sinks_RGF.unsqueeze(-1).to(wide)], -1)
-    weights_RGFL = scores_RGFL.softmax(-1)[..., : key_RGLD.shape[2]].to(value_RGLD.dtype)
-    return F.dropout(weights_RGFL, options.dropout) @ value_RGLD
+    outs = []
+    step = max(1, _SCORES // (kv_heads * queries * key_RGLD.shape[2]))
+    for start in range(0, rows, step):
+        some = slice(start, start + step)
+        scores_RGFL = (query_RGFD[some] @ key_RGLD[some].transpose(-1, -2)).to(wide) * options.scale
+        if options.softcap is not None:
+            scores_RGFL = options.softcap * torch.tanh(scores_RGFL / options.softcap)
+        if bias_R1FL is not None:
+            scores_RGFL = scores_RGFL + (bias_R1FL if len(bias_R1FL) == 1 else bias_R1FL[some])
+        if sinks_RGF is not None:
+            scores_RGFL = torch.cat([scores_RGFL, sinks_RGF[some].unsqueeze(-1).to(wide)], -1)
+        weights_RGFL = scores_RGFL.softmax(-1)[..., : key_RGLD.shape[2]].to(value_RGLD.dtype)
+        outs.append(F.dropout(weights_RGFL, options.dropout) @ value_RGLD[some])
+    return torch.cat(outs)
 
 
 def _sinks(sink_logits_H: Tensor | None, batch: RowBatch, rows: BlockRows) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from swaa.compiler.cost import estimate_cost
@@ -10,6 +11,7 @@ from swaa.compiler.plan import Job, choose_kernel
 from swaa.compiler.reach import receptive_field
 from swaa.compiler.runs import hides_nothing
 from swaa.compiler.shape import ModelShape
+from swaa.compiler.timing import Machine, default_machine, predict
 from swaa.policies import AttentionPolicy, bind
 
 
@@ -21,18 +23,26 @@ def explain(
     *,
     device_type: str = "cpu",
     kernel: str = "auto",
+    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Everything that can be said of a policy on a model of this shape without running it.
+
+    Args:
+        machine: what times are predicted for; None takes the default profile of the device and of the values' size.
 
     Returns:
         JSON-able data: ``policy`` (Python), ``layers`` (one entry per distinct effective policy, with its layer
         indices, the policy of each phase, shares of full attention's pairs and KV, and the kernel of each phase),
-        ``totals`` (pairs, FLOPs, bytes, receptive field), and the sizes asked about.
+        ``totals`` (pairs, FLOPs, bytes, receptive field), ``time`` (predicted seconds of prefill, decode step and
+        request, full attention's, and the ratios; the name of the machine), and the sizes asked about.
 
     Raises:
         UserError: as :func:`swaa.compiler.estimate_cost`.
     """
     cost = estimate_cost(policy, shape, prompt_length, new_tokens)
+    machine = machine or default_machine(device_type, shape.bytes_per_value)
+    options = {"device_type": device_type, "kernel": kernel}
+    predicted = predict(policy, shape, prompt_length, new_tokens, machine, **options)
     bound = bind(policy, shape.num_layers, shape.num_heads)
     prompt = TokenLayout.contiguous(prompt_length)
     decode_job = Job(1, prompt_length + 1, device_type, is_square=False)
@@ -72,5 +82,12 @@ def explain(
             "kv_bytes": cost.kv_bytes,
             "full_kv_bytes": cost.full_kv_bytes,
             "receptive_field": receptive_field(bound, prompt_length),
+        },
+        "time": {
+            **dataclasses.asdict(predicted),
+            "prefill_ratio": predicted.prefill_ratio,
+            "step_ratio": predicted.step_ratio,
+            "request_ratio": predicted.request_ratio,
+            "machine": machine.name,
         },
     }
