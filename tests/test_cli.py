@@ -10,12 +10,24 @@ import pytest
 
 import swaa
 from swaa.cli import COMMANDS, main
+from swaa.compiler.timing import CPU_BFLOAT16
 from swaa.hf.weights import CATALOGUE, DEFAULT_MODEL, MANIFEST
 
 GOOD = """
 recipes: [{name: FA, policy: FullAttention()}]
 tasks: [{name: needle_single}]
 lengths: [500]
+"""
+
+BENCH = """
+recipes: [{name: sliding, policy: SlidingWindow(8)}]
+baselines: [full]
+lengths: [16]
+model:
+  dtype: float32
+  config:
+    {model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 2, num_attention_heads: 2,
+     num_key_value_heads: 1, vocab_size: 32}
 """
 
 
@@ -115,8 +127,31 @@ def test_ls_lists_what_there_is(what: str, expected: list[str], capsys: pytest.C
         (["explain", "SlidingWindow(8)", "--layers", "0"], "--layers: expected an int >= 1, got 0"),
         (["explain", "SlidingWindow(8)", "--kv-heads", "0"], "--kv-heads: expected an int >= 1, got 0"),
         (["explain", "SlidingWindow(8)", "--seq-len", "0"], "--seq-len: expected an int >= 1, got 0"),
-        (["explain", "SlidingWindow(8)", "--kernel", "fast"], "kernel: expected 'auto' or 'flex' or 'dense'"),
+        (
+            ["explain", "SlidingWindow(8)", "--kernel", "fast"],
+            "kernel: expected 'auto' or 'flex' or 'blockwise' or 'dense'",
+        ),
         (["explain", "SlidingWindow(8)", "--plugin", "nofile.py"], "plugin 'nofile.py': there is no such file"),
+        (["explain", "SlidingWindow(8)", "--hidden-size", "0"], "--hidden-size: expected an int >= 1, got 0"),
+        (
+            ["explain", "SlidingWindow(8)", "--model", DEFAULT_MODEL, "--kv-heads", "3"],
+            "--kv-heads: expected nothing beside --model, got 3. Give the one or the other.",
+        ),
+        (["explain", "SlidingWindow(8)", "--model", "smollm2"], "unknown model 'smollm2'. Did you mean 'smollm2-135m"),
+        (["explain", "SlidingWindow(8)", "--machine", "no.json"], "machine: no.json holds no benchmark's result"),
+        (["bench", "nowhere.yaml"], "no experiment file 'nowhere.yaml'"),
+        (["bench", "FILE"], "this is an experiment, not a benchmark. Run it with: swaa run"),
+        (["run", "BENCH"], "this is a benchmark, not an experiment. Run it with: swaa bench"),
+        (["bench", "BENCH", "repeats=0"], "repeats: expected an int >= 1, got 0. Set it to 1 or more"),
+        (["bench", "BENCH", "baselines=[ful]"], "baselines[0].name: unknown value 'ful'. Did you mean 'full'?"),
+        (
+            ["bench", "BENCH", "-o", "OUT", "model.config.hiden_size=3"],
+            "unknown field 'model.config.hiden_size'. Did you mean 'model.config.hidden_size'?",
+        ),
+        (
+            ["bench", "BENCH", "-o", "OUT", "recipes[0].policy=SlidingWindow(8).on_layers(5)"],
+            "recipe 'sliding': layer 5 is out of range: this model has 2 layers",
+        ),
         (["draw", "SlidingWindow(8)", "--heads", "-1"], "--heads: expected an int >= 1, got -1"),
         (["draw", "SlidingWindow(8)", "-o", "mask.gif"], "expected a file ending in .png, .svg, .pdf"),
     ],
@@ -124,7 +159,9 @@ def test_ls_lists_what_there_is(what: str, expected: list[str], capsys: pytest.C
 def test_a_mistake_is_one_message_and_exit_code_2(
     argv: list[str], message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"FILE": str(file), "OUT": str(tmp_path / "out")}
+    bench = tmp_path / "bench.yaml"
+    bench.write_text(BENCH)
+    places = {"FILE": str(file), "BENCH": str(bench), "OUT": str(tmp_path / "out")}
     assert main([places.get(arg, arg) for arg in argv]) == 2
     assert_one_message(capsys.readouterr(), message)
 
@@ -175,6 +212,34 @@ def test_explain_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(capsys.readouterr().out)
     assert (data["num_layers"], data["prompt_length"]) == (2, 16)
     assert data["layers"][0]["prefill"] == "SlidingWindow(4)"
+
+
+def test_explain_predicts_times_of_a_model_and_on_a_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], smollm2: Path
+) -> None:
+    def times(*args: str) -> dict[str, float]:
+        assert main(["explain", "SlidingWindow(256)", "--seq-len", "4096", "--json", *args]) == 0
+        found: dict[str, float] = json.loads(capsys.readouterr().out)["time"]
+        return found
+
+    named = times("--model", str(smollm2))
+    assert named == times(), "the default sizes are SmolLM2's"
+    assert 0.1 < named["request_ratio"] < 1
+    assert times("--dtype", "float32")["machine"] != named["machine"]
+    slow = {**CPU_BFLOAT16.to_dict(), "name": "half as fast", "linear_flops": CPU_BFLOAT16.linear_flops / 2}
+    (tmp_path / "bench.json").write_text(json.dumps({"machine": slow}))
+    told = times("--machine", str(tmp_path / "bench.json"))
+    assert told["machine"] == "half as fast"
+    assert told["full_prefill"] > named["full_prefill"]
+
+
+def test_validate_tells_what_a_benchmark_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bench.yaml"
+    path.write_text(BENCH)
+    assert main(["validate", str(path), "repeats=2"]) == 0
+    out = capsys.readouterr().out
+    assert "is valid: 2 rows x 1 lengths x 2 repeats = 4 requests on random llama -> runs/bench" in out
+    assert "  full\n  sliding: SlidingWindow(8)\n" in out
 
 
 def test_draw_writes_text_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

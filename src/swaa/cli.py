@@ -20,6 +20,7 @@ from swaa.errors import UserError, invalid
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from swaa.compiler import ModelShape
     from swaa.config import Benchmark
     from swaa.policies import AttentionPolicy
 
@@ -232,27 +233,34 @@ def add_explain(subparsers: Subparsers) -> None:
     _add_policy(parser)
     parser.add_argument("--seq-len", type=int, default=8192, metavar="S", help="tokens of the prompt (default: 8192)")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens generated (default: 64)")
-    parser.add_argument(
-        "--kv-heads", type=int, metavar="G", help="key-value heads (default: a third of the heads if 3 divides them)"
-    )
-    parser.add_argument("--head-dim", type=int, default=64, metavar="D", help="size of a head (default: 64)")
+    model = parser.add_argument_group("the model", "a name, or sizes (those of the default model where not given)")
+    model.add_argument("--model", metavar="NAME", help="a name of the catalogue, a folder or a hub id")
+    model.add_argument("--kv-heads", type=int, metavar="G", help="key-value heads (default: a third of the heads)")
+    model.add_argument("--head-dim", type=int, metavar="D", help="size of a head (default: 64)")
+    model.add_argument("--hidden-size", type=int, metavar="E", help="of the model (default: heads x size of a head)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: bfloat16)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where kernels are planned for")
-    parser.add_argument("--kernel", default="auto", help="auto, flex or dense")
+    parser.add_argument("--kernel", default="auto", help="auto, flex, blockwise or dense")
+    parser.add_argument("--machine", metavar="FILE", help="a bench.json of 'swaa bench': times are predicted with it")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(handler=explain)
+    parser.set_defaults(handler=explain, layers=None, heads=None)
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Print the effective policy of every layer and phase, and its cost."""
+    """Print the effective policy of every layer and phase, its cost, and the time it takes."""
     policy = _policy(args)
-    from swaa.compiler import ModelShape
     from swaa.compiler.explain import explain
+    from swaa.compiler.timing import Machine
 
-    kv_heads = args.kv_heads
-    if kv_heads is None:
-        kv_heads = args.heads // 3 if args.heads % 3 == 0 else args.heads
-    shape = ModelShape(args.layers, args.heads, kv_heads, args.head_dim)
-    data = explain(policy, shape, args.seq_len, args.new_tokens, device_type=args.device, kernel=args.kernel)
+    data = explain(
+        policy,
+        _shape(args),
+        args.seq_len,
+        args.new_tokens,
+        device_type=args.device,
+        kernel=args.kernel,
+        machine=None if args.machine is None else Machine.read(args.machine),
+    )
     if args.json:
         print(json.dumps(data, indent=2))
     else:
@@ -260,6 +268,31 @@ def explain(args: argparse.Namespace) -> int:
 
         _console().print(explanation_table(data), highlight=False)
     return 0
+
+
+def _shape(args: argparse.Namespace) -> ModelShape:
+    """The model that is asked about: a named one, or one of the sizes given."""
+    sizes = {name: getattr(args, name) for name in ("layers", "heads", "kv_heads", "head_dim", "hidden_size")}
+    if args.model is not None:
+        for name, value in sizes.items():
+            if value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise invalid(option, accepted="nothing beside --model", got=value, mend="Give the one or the other.")
+        from swaa.hf.loading import DTYPES
+        from swaa.hf.shape import shape_of
+
+        return shape_of(args.model, DTYPES[args.dtype])
+    from swaa.compiler import ModelShape
+
+    heads = sizes["heads"] or 9
+    return ModelShape(
+        num_layers=sizes["layers"] or 30,
+        num_heads=heads,
+        num_kv_heads=sizes["kv_heads"] or (heads // 3 if heads % 3 == 0 else heads),
+        head_dim=sizes["head_dim"] or 64,
+        bytes_per_value=4 if args.dtype == "float32" else 2,
+        hidden_size=sizes["hidden_size"] or 0,
+    )
 
 
 def add_draw(subparsers: Subparsers) -> None:
@@ -321,7 +354,7 @@ def _add_plugins(parser: argparse.ArgumentParser) -> None:
 
 def _policy(args: argparse.Namespace) -> AttentionPolicy:
     """The policy of the command line, plugins loaded first; sizes of less than one are refused before."""
-    for name in ("layers", "heads", "kv_heads", "head_dim", "seq_len"):
+    for name in ("layers", "heads", "kv_heads", "head_dim", "hidden_size", "seq_len"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             option = f"--{name.replace('_', '-')}"

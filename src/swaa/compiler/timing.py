@@ -11,20 +11,22 @@ One sample at a time; a prefill in one pass.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
-from swaa.compiler.blocks import DEFAULT_BLOCK_SIZE
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.layout import TokenLayout
-from swaa.compiler.plan import Job, Kernel, choose_kernel
+from swaa.compiler.plan import BLOCK_SIZES, Job, Kernel, choose_kernel
 from swaa.compiler.refine import block_verdicts
+from swaa.compiler.runs import hides_nothing
 from swaa.compiler.shape import ModelShape
-from swaa.errors import invalid, unknown
+from swaa.errors import UserError, invalid, unknown
 from swaa.policies import AttentionPolicy, LayerPolicy, bind
 
 
@@ -62,7 +64,7 @@ class Work:
 
 
 KINDS = tuple(field.name for field in fields(Work))
-_ATTENTION = {Kernel.CAUSAL: "causal_flops", Kernel.FLEX: "flex_flops", Kernel.DENSE: "dense_flops"}
+_CAUSAL_TILE = 128  # of SDPA's causal kernel, more or less: it computes half a tile in vain for each query
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,23 @@ class Machine:
             if name not in values:
                 raise invalid(f"machine.{name}", accepted="a value", got=None, mend="Let swaa bench write it.")
         return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: Path | str) -> Machine:
+        """The machine that a benchmark was fitted to: the entry ``machine`` of its ``bench.json``.
+
+        Raises:
+            UserError: the file cannot be read, or holds no such machine.
+        """
+        try:
+            machine = json.loads(Path(path).read_text(encoding="utf-8"))["machine"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            mend = "Give the bench.json that 'swaa bench' wrote."
+            raise UserError(f"machine: {path} holds no benchmark's result ({error!r}). {mend}") from error
+        if machine is None:
+            mend = "Add 'full' and 'floor' to its baselines, and run it again."
+            raise UserError(f"machine: the benchmark in {path} fits no machine, for want of baselines. {mend}")
+        return cls.from_dict(machine)
 
 
 @dataclass(frozen=True)
@@ -192,17 +211,17 @@ def prefill_work(
 ) -> Work:
     """A prefill under a policy, each layer on the kernel that the plan gives it."""
     work = floor_work(shape, prompt_length) + Work(policy_calls=shape.num_layers)
-    job = Job(prompt_length, prompt_length, device_type)
+    layout = TokenLayout.contiguous(prompt_length, prompt_lengths=prompt_length)
     for layer, indices in bind(policy, shape.num_layers, shape.num_heads).distinct.items():
+        job = Job(prompt_length, prompt_length, device_type, hides_nothing=hides_nothing(layer, layout))
         chosen = choose_kernel(layer, job, kernel).kernel
         if chosen is Kernel.CAUSAL:
             pairs = _causal_pairs(shape.num_heads, prompt_length)
         elif chosen is Kernel.DENSE:
             pairs = shape.num_heads * prompt_length**2
         else:
-            pairs = _block_pairs(layer, prompt_length)
-        kind = _ATTENTION.get(chosen, "blockwise_flops")
-        work += Work(**{kind: 4.0 * shape.head_dim * pairs * len(indices)})
+            pairs = _block_pairs(layer, prompt_length, block_size(chosen, device_type))
+        work += Work(**{f"{chosen.value}_flops": 4.0 * shape.head_dim * pairs * len(indices)})
     return work
 
 
@@ -313,21 +332,25 @@ def _kv_bytes(shape: ModelShape, keys: float) -> float:
     return 2.0 * keys * shape.head_dim * shape.bytes_per_value
 
 
+def block_size(kernel: Kernel, device_type: str) -> tuple[int, int]:
+    """Tokens of a block, *(queries, keys)*, of a kernel that computes blocks."""
+    on_cpu = kernel is Kernel.FLEX and device_type == "cpu"
+    return BLOCK_SIZES["flex on CPU" if on_cpu else kernel.value]
+
+
 def _causal_pairs(num_heads: int, length: int) -> float:
-    """Pairs that the causal kernel computes: half of all, and half a block more for each query."""
-    return num_heads * (length * (length + 1) / 2 + length * DEFAULT_BLOCK_SIZE / 2)
+    """Pairs that the causal kernel computes: half of all, and half a tile more for each query."""
+    return num_heads * (length * (length + 1) / 2 + length * _CAUSAL_TILE / 2)
 
 
 @lru_cache(maxsize=512)
-def _block_pairs(layer: LayerPolicy, length: int) -> float:
+def _block_pairs(layer: LayerPolicy, length: int, size: tuple[int, int]) -> float:
     """Pairs in the blocks that hold a visible one, over all heads."""
-    size = DEFAULT_BLOCK_SIZE
     layout = TokenLayout.contiguous(length, prompt_lengths=length)
     blocks = 0
     for heads, head in layer.groups:
         try:
-            verdicts = block_verdicts(head, layout, (size, size))
+            blocks += len(heads) * int(block_verdicts(head, layout, size).visible_BMN.sum())
         except UnknownOperation:  # every causal block is looked at
             return _causal_pairs(layer.num_heads, length)
-        blocks += len(heads) * int(verdicts.visible_BMN.sum())
-    return float(blocks * size**2)
+    return float(blocks * size[0] * size[1])

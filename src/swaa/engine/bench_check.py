@@ -57,7 +57,7 @@ class Checker:
         if row.policy is None:
             return None
         policy, length = row.policy, self._prompt.shape[1]
-        kernel = planned_kernel(self._benchmark, policy, self._model)
+        kernel = planned_kernel(self._benchmark, policy, self._model) if isinstance(entry, Recipe) else "its own kernel"
         reference = self._dense(self._exact, policy)
         tokens = [int(logits_V.argmax()) for logits_V in reference]
         found: dict[str, float] = {}
@@ -82,7 +82,9 @@ class Checker:
         chunk = self._benchmark.prefill_chunk_size
         if chunk is not None:
             chunk = min(chunk, -(-self._prompt.shape[1] // 3))
-        settings = dataclasses.replace(self._benchmark.model, kernel=kernel)
+        settings = self._benchmark.model
+        if isinstance(entry, Recipe):
+            settings = dataclasses.replace(settings, kernel=kernel)
         row = make_row(entry, dataclasses.replace(self._benchmark, model=settings, prefill_chunk_size=chunk), model)
         assert isinstance(row, ModelRow)
         return row

@@ -17,7 +17,8 @@ def explanation_table(data: Mapping[str, Any]) -> Group:
         f"{data['num_layers']} layers, {data['num_heads']} heads ({data['num_kv_heads']} KV) of {data['head_dim']}; "
         f"prompt {data['prompt_length']:,} tokens, {data['new_tokens']:,} generated"
     )
-    return Group(Text(data["policy"], style="bold"), Text(sizes), Text(), _layers(data), _kernels(data), _totals(data))
+    tables = (_layers(data), _kernels(data), _totals(data), _time(data))
+    return Group(Text(data["policy"], style="bold"), Text(sizes), Text(), *tables)
 
 
 def _layers(data: Mapping[str, Any]) -> Table:
@@ -68,6 +69,23 @@ def _totals(data: Mapping[str, Any]) -> Table:
     table.add_row("visible pairs", "", "", _percent(totals["visible_pair_share"]))
     field, prompt = totals["receptive_field"], data["prompt_length"]
     table.add_row("receptive field, tokens", f"{field:,}", f"{prompt:,}", _percent(field / prompt))
+    return table
+
+
+def _time(data: Mapping[str, Any]) -> Table:
+    """Predicted seconds, and how many times faster than full attention that is."""
+    time = data["time"]
+    table = _table("predicted time")
+    table.caption, table.caption_justify = f"on: {time['machine']}", "left"
+    table.add_column("")
+    for heading in ("policy", "full attention", "speed-up"):
+        table.add_column(heading, justify="right")
+    rows = [("prefill, s", "prefill", 1.0)]
+    if time["full_step"]:
+        rows += [("decode step, ms", "step", 1e3), ("whole request, s", "request", 1.0)]
+    for name, key, scale in rows:
+        ours, full = scale * time[key], scale * time[f"full_{key}"]
+        table.add_row(name, f"{ours:,.3g}", f"{full:,.3g}", f"{full / ours:.2f}x")
     return table
 
 
