@@ -173,6 +173,20 @@ def test_gradcheck(name: str, softcap: float | None, with_sinks: bool) -> None:
     assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
 
 
+def test_gradients_of_a_token_that_all_queries_see_are_summed_in_float32() -> None:
+    layer = bind(SlidingWindow(8) | SinkTokens(1), 1, 2).layers[0]
+    mask = block_mask(layer, TokenLayout.contiguous(16_384), block_size=(16, 16))
+    random = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, heads, 16_384, 8, generator=random).bfloat16() for heads in (2, 1, 1)]
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float64):
+        tensors = [tensor.to(dtype).detach().requires_grad_() for tensor in drawn]
+        blockwise_attention(*tensors, mask, scale=None).sum().backward()
+        assert tensors[2].grad is not None
+        gradients.append(tensors[2].grad[0, 0, 0].double())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0.01, atol=0)
+
+
 def test_one_layout_for_all_samples() -> None:
     recipe, scene = LONGER["window and sinks"]
     mask = block_mask(bound_layer(recipe, MODEL, 0), layout_of(scene), block_size=(64, 32))
@@ -239,6 +253,20 @@ def test_a_sliding_window_has_a_handful_of_local_masks_however_long() -> None:
     assert sum(len(batch.rows_R) for batch in shared) >= 250
     assert long.covers
     assert all(batch.hidden_RQ is None for batch in long.batches)
+
+
+def test_block_masks_that_look_alike_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fingerprints bring equal masks together; they do not make masks equal."""
+    random = torch.Generator().manual_seed(0)
+    masks = torch.rand(40, 3, generator=random) < 0.5
+    distinct, number = blockrows._distinct(masks)
+    assert torch.equal(distinct[number], masks)
+    assert len(distinct) == 8
+    assert torch.equal(distinct[:1], masks[:1])
+    zeros = torch.zeros(3, dtype=torch.int64)
+    monkeypatch.setattr(blockrows.torch, "randint", lambda *_, **__: zeros)
+    distinct, number = blockrows._distinct(masks)
+    assert torch.equal(distinct[number], masks)
 
 
 def test_padding_of_rows_is_bounded() -> None:

@@ -163,7 +163,6 @@ def _block_masks(block_mask: BlockMask, rows_E: Tensor, columns_E: Tensor) -> tu
         visible = (visible & (queries < num_queries) & (keys < num_keys)).expand(-1, height, width).flatten(1)
         known = len(blocks_UP)
         blocks_UP, number = _distinct(torch.cat([blocks_UP, visible]))
-        numbers = [number[:known][earlier] for earlier in numbers]
         numbers.append(number[known:])
     return blocks_UP.unflatten(1, (height, width)), torch.cat(numbers) if numbers else rows_E
 
