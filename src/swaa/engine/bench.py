@@ -116,7 +116,7 @@ class _Session:
             if not isinstance(row, ModelRow) or row.policy is None:
                 continue
             check = log.check_of(row.hash)
-            if check is None:
+            if check is None or not check.equal:  # what was wrong may have been mended
                 checker = checker or Checker(benchmark, model, make_prompt(benchmark, model, length))
                 check = checker.check(entry, row)
                 assert check is not None
