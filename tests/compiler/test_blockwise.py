@@ -175,13 +175,14 @@ def test_gradcheck(name: str, softcap: float | None, with_sinks: bool) -> None:
 
 def test_gradients_of_a_token_that_all_queries_see_are_summed_in_float32() -> None:
     layer = bind(SlidingWindow(8) | SinkTokens(1), 1, 2).layers[0]
-    mask = block_mask(layer, TokenLayout.contiguous(16_384), block_size=(16, 16))
+    mask = block_mask(layer, TokenLayout.contiguous(8192), block_size=(16, 16))
     random = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(1, heads, 16_384, 8, generator=random).bfloat16() for heads in (2, 1, 1)]
+    drawn = [torch.randn(1, heads, 8192, 8, generator=random).bfloat16() for heads in (2, 1, 1)]
     gradients = []
     for dtype in (torch.bfloat16, torch.float64):
         tensors = [tensor.to(dtype).detach().requires_grad_() for tensor in drawn]
-        blockwise_attention(*tensors, mask, scale=None).sum().backward()
+        with limits(1):  # within one batch torch sums well, so each row is one
+            blockwise_attention(*tensors, mask, scale=None).sum().backward()
         assert tensors[2].grad is not None
         gradients.append(tensors[2].grad[0, 0, 0].double())
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0.01, atol=0)
