@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from swaa import FullAttention, SinkTokens, SlidingWindow, UserError, parse_poli
 from swaa.compiler import ModelShape, estimate_cost, receptive_field
 from swaa.compiler.explain import explain
 from swaa.compiler.picture import fitting_length, mask_pictures
+from swaa.compiler.timing import CPU_BFLOAT16, predict
 from swaa.policies import bind
 from swaa.report.draw import to_image, to_text
 from swaa.report.explain import explanation_table, index_runs
@@ -115,6 +117,26 @@ def test_explanation_is_json_and_prints() -> None:
     text = console.export_text()
     assert "0,2" in text
     assert "receptive field" in text
+    assert f"{1 / data['time']['request_ratio']:.2f}x" in text
+    assert "AVX-512" in text, "the machine that times are predicted for"
+
+
+def test_times_are_predicted_for_the_machine_given() -> None:
+    slow = dataclasses.replace(CPU_BFLOAT16, name="slow", linear_flops=CPU_BFLOAT16.linear_flops / 100)
+    time = explain(RECIPE, SHAPE, 4000, 7, machine=slow)["time"]
+    predicted = predict(RECIPE, SHAPE, 4000, 7, slow)
+    assert time["machine"] == "slow"
+    assert (time["request"], time["full_request"]) == (predicted.request, predicted.full_request)
+    assert time["step_ratio"] == predicted.step / predicted.full_step
+    assert time["prefill"] > explain(RECIPE, SHAPE, 4000, 7)["time"]["prefill"]
+
+
+def test_without_new_tokens_there_is_no_decode_step_to_predict() -> None:
+    data = explain(RECIPE, SHAPE, 40, 0)
+    assert data["time"]["step_ratio"] is None
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(explanation_table(data))
+    assert "decode step" not in console.export_text()
 
 
 def test_explanation_is_whole_on_80_columns() -> None:
