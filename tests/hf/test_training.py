@@ -272,15 +272,10 @@ def forgotten() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_training_on_the_cpu_says_once_what_it_runs_on(
-    model: PreTrainedModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_on_the_cpu_is_nothing_to_be_said(model: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="swaa"), swaa.apply_policy(model, PHASED.policy):
-        for _ in range(3):
-            model(**batch_with_labels(), use_cache=False).loss.backward()
-    (record,) = caplog.records
-    assert "dense mask" in record.message
-    assert "no backward pass on CPU" in record.message
+        model(**batch_with_labels(), use_cache=False).loss.backward()
+    assert not caplog.records
 
 
 def test_flex_is_refused_for_training_on_the_cpu(model: PreTrainedModel) -> None:
