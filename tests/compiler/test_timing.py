@@ -123,7 +123,7 @@ def test_seconds_add_up() -> None:
 def test_seconds_are_work_over_rates() -> None:
     machine = dataclasses.replace(CPU_BFLOAT16, linear_flops=10.0, passes=4.0)
     assert machine.seconds(Work(linear_flops=30, passes=2)) == 3.5
-    assert Work(passes=1) + Work(passes=2) * 3 == Work(passes=7)
+    assert Work(passes=1) + Work(passes=2, kv_bytes=5) == Work(passes=3, kv_bytes=5)
 
 
 def observed(machine: Machine) -> list[tuple[Work, float]]:

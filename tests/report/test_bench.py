@@ -120,7 +120,9 @@ def result(**changes: Any) -> Result:
 def test_markdown_tells_machine_checks_and_what_was_left_out() -> None:
     text = to_markdown(result())
     assert "A CPU, 2 cores, 2 threads, load 0.5 at the start; commit abc; torch 2.13.0" in text
-    assert "- sliding: equal to the dense mask on blockwise, 64 tokens: 6 of 6 tokens the same; float32 logits" in text
+    assert (
+        "- sliding: equal to the dense mask on blockwise, 64 tokens: 6 of 6 tokens are the reference's; float32" in text
+    )
     assert "- kvpress: left out: no kvpress_python is given" in text
     table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     sliding = dict(zip(table[0], table[-1], strict=False))
@@ -159,7 +161,8 @@ def test_a_row_that_is_not_equal_makes_the_result_unsound() -> None:
     unsound = result(log=Log([SESSION], [CHECK, wrong], RUNS))
     assert not unsound.sound
     assert any(
-        "NOT EQUAL to the dense mask on flex, 64 tokens: 2 of 6 tokens the same" in line for line in facts(unsound)
+        "NOT EQUAL to the dense mask on flex, 64 tokens: 2 of 6 tokens are the reference's" in line
+        for line in facts(unsound)
     )
     assert result(log=Log([SESSION], [wrong, CHECK], RUNS)).sound, "it was mended, and compared again"
 

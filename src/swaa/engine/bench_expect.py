@@ -5,6 +5,7 @@ The same counts turn measured times back into a machine profile.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Iterable
 
@@ -44,11 +45,14 @@ def device_type(benchmark: Benchmark) -> str:
 
 
 def expectations(benchmark: Benchmark, shape: ModelShape, machine: Machine) -> dict[tuple[str, int], Expected]:
-    """Shares of visible pairs and predicted ratios, by row and length; of a prefill in one pass."""
+    """Shares of visible pairs and predicted ratios, by row and length; the model of time knows prefills in one pass."""
     found = {}
     for length in benchmark.lengths:
         for entry in benchmark.entries:
-            found[entry.name, length] = _expected(entry, benchmark, shape, length, machine)
+            expected = _expected(entry, benchmark, shape, length, machine)
+            if benchmark.prefill_chunk_size is not None:
+                expected = dataclasses.replace(expected, prefill=None, request=None)
+            found[entry.name, length] = expected
     return found
 
 

@@ -37,7 +37,7 @@ class Check:
     found: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [f"{self.same_tokens} of {self.new_tokens} tokens the same"]
+        parts = [f"{self.same_tokens} of {self.new_tokens} tokens are the reference's"]
         if "float32_difference" in self.found:
             parts.append(f"float32 logits differ by at most {self.found['float32_difference']:.1e} of the largest")
         if "dtype_error" in self.found:

@@ -20,7 +20,7 @@ NOTE = (
     "prefill and decode steps; medians over runs. x: full attention's time over this row's. predicted: what `swaa "
     "explain` says beforehand; off: predicted over measured time, both as shares of full attention's. ideal: if "
     "attention cost exactly its share of visible pairs. KV: keys and values held after the prompt. peak: memory "
-    "beyond what was in use before the request."
+    "beyond what was in use before the request; total: with weights and libraries."
 )
 
 
@@ -92,6 +92,7 @@ COLUMNS = (
     _Column("ideal", lambda row: _times(row.ideal_ratio)),
     _Column("KV MB", lambda row: _number(row.kv_bytes, ".2f", 1e-6)),
     _Column("peak MB", lambda row: _number(row.extra_bytes, ".0f", 1e-6)),
+    _Column("total MB", lambda row: _number(row.peak_bytes, ".0f", 1e-6)),
 )
 
 
