@@ -215,7 +215,8 @@ def plan_mask(
 
 def _check_nothing_is_missing(native: Predicate | None, query_offset: int, key_offset: int) -> None:
     """A sliding cache drops keys by a window of its own: the model's native mask must hide them anyway."""
-    if key_offset and (native is None or bool(native.visible(query_offset, key_offset - 1))):
+    first_query, last_dropped = torch.tensor(query_offset), torch.tensor(key_offset - 1)
+    if key_offset and (native is None or bool(native.visible(first_query, last_dropped))):
         raise UserError(
             f"past_key_values: the cache has dropped the first {key_offset} tokens by a sliding window of its own, not "
             f"by the policy, which may show them. Pass swaa.PolicyCache(model), or no cache at all."
