@@ -60,7 +60,7 @@ def load(
             can't be had; and everything that `apply_policy` raises.
     """
     torch_dtype, torch_device = _dtype(dtype), _device(device)
-    source = _source(name_or_path)
+    source = model_source(name_or_path)
     auto_model: Any = AutoModelForCausalLM  # its signature does not know output_loading_info's second value
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -106,7 +106,7 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _source(name_or_path: str | Path) -> str:
+def model_source(name_or_path: str | Path) -> str:
     """Where to load from: a folder that has a config.json, or something that can be a hub id."""
     name = str(name_or_path)
     if name in CATALOGUE:

@@ -10,7 +10,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from swaa.errors import UserError
 from swaa.hf.native import native_predicate
 from swaa.hf.prompt import ForwardContext, Prompt, dropped_context
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, policy_on
-from swaa.policies import Predicate, SlidingWindow
+from swaa.policies import Index, Predicate, SlidingWindow
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def plan_mask(
 
 def _check_nothing_is_missing(native: Predicate | None, query_offset: int, key_offset: int) -> None:
     """A sliding cache drops keys by a window of its own: the model's native mask must hide them anyway."""
-    first_query, last_dropped = torch.tensor(query_offset), torch.tensor(key_offset - 1)
+    first_query, last_dropped = cast("Index", query_offset), cast("Index", key_offset - 1)
     if key_offset and (native is None or bool(native.visible(first_query, last_dropped))):
         raise UserError(
             f"past_key_values: the cache has dropped the first {key_offset} tokens by a sliding window of its own, not "

@@ -42,12 +42,12 @@ def shape_of(source: str | Path | Mapping[str, Any], dtype: torch.dtype = torch.
         UserError: there is no such model, or no model can be made of its config.
     """
     from swaa.hf.baselines import make_config
-    from swaa.hf.loading import _source
+    from swaa.hf.loading import model_source
 
     if isinstance(source, Mapping):
         config: Any = make_config(source)
     else:
-        place = _source(source)
+        place = model_source(source)
         try:
             config = AutoConfig.from_pretrained(place)
         except (OSError, ValueError) as error:
