@@ -393,6 +393,32 @@ def test_how_far_back_a_crop_may_reach(name: str, length: int, most: int) -> Non
         torch.testing.assert_close(logits, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("lengths", [(12,), (12, 7)], ids=str)
+@COMPOSITIONS
+def test_a_crop_after_decoding_is_right_or_refused(composition: Composition, lengths: tuple[int, ...]) -> None:
+    """Decoding leaves a slot to spare, so that now and then the newest token can be taken back without recording."""
+    batch = padded(rows_of(*lengths))
+    new = torch.stack([row[:7] for row in rows_of(*[7] * len(lengths), seed=2)])
+    whole, mask = torch.cat([batch["input_ids"], new], -1), batch["attention_mask"]
+    mask = torch.cat([mask, torch.ones_like(new)], -1)
+    with swaa.apply_policy(model(), composition.policy):
+        for count in range(1, 5):
+            kept = swaa.PolicyCache(model(), torch.tensor(lengths))
+            feed(kept, whole[:, :12], mask[:, :12])
+            for stop in range(13, 18):
+                feed(kept, whole[:, stop - 1 : stop], mask[:, :stop])
+            try:
+                kept.crop(-count)
+            except swaa.UserError:
+                continue
+            logits = feed(kept, whole[:, 17 - count :], mask)
+            for row, (length, got) in enumerate(zip(lengths, logits, strict=True)):
+                tokens, prompts = whole[row : row + 1, 12 - length :], torch.tensor([length])
+                with torch.no_grad():
+                    expected = model()(tokens, use_cache=False, prompt_lengths=prompts).logits[0]
+                torch.testing.assert_close(got, expected[-len(got) :], **CLOSE)
+
+
 def crop_loses(composition: Composition, length: int, count: int) -> bool:
     """Is a key needed after ``length - count`` tokens that was not live after ``length``?"""
     return any(

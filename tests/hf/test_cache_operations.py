@@ -338,6 +338,12 @@ BY_HAND = [
     Scenario(1, Feed(9, "all", 4), (Repeat(3), Select((2, 0)), Copy(), Restart(Feed(11, "all", 5))), (9,), True),
     Scenario(3, Feed(16, "holes", 6), (Feed(3, "right", 7), Feed(5, "left", 8), Feed(3, "holes", 9)), (3, 20, 8), True),
     Scenario(1, Feed(9, "left", 4), (Feed(1, "all", 5), Feed(4, "right", 6), Feed(2, "all", 7)), (6,), True),
+    Scenario(
+        3, Feed(9, "left", 2), (Record(), Feed(4, "right", 3), Reorder((2, 0, 1)), Crop(4, True)), (9, 9, 9), True
+    ),
+    Scenario(
+        2, Feed(9, "all", 8), (Reorder((1, 0)), Feed(3, "all", 3), Select((1,)), Feed(2, "all", 4)), (3, 30), True
+    ),
     Scenario(2, Feed(2, "all", 1), tuple(Feed(1, "right", seed) for seed in range(12)), (1, 2), False),
 ]
 
