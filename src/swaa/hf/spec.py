@@ -72,10 +72,13 @@ class PolicyOnModel:
         self.kernel: str = spec["kernel"]
         self.evict: bool = spec.get("evict", True)
         self.num_layers = num_layers
+        self._bound: dict[int, BoundPolicy] = {}
 
     def bound(self, num_heads: int) -> BoundPolicy:
         """The policy for this many query heads."""
-        return bind(self.policy, self.num_layers, num_heads)
+        if num_heads not in self._bound:  # every layer asks in every step, and a policy's hash takes its time
+            self._bound[num_heads] = bind(self.policy, self.num_layers, num_heads)
+        return self._bound[num_heads]
 
     def layer(self, index: int, num_heads: int) -> LayerPolicy:
         """The effective policy of one layer."""
