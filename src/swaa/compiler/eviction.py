@@ -45,6 +45,11 @@ class Step:
     recording: bool = False
 
     @property
+    def has_padding(self) -> bool:
+        """Is there a slot that holds no token?"""
+        return bool((self.positions_RQ < 0).any())
+
+    @property
     def decodes_RQ(self) -> Tensor:
         """Which of the tokens are in the decode phase."""
         if self.prompt_R is None:
@@ -123,7 +128,7 @@ class KeyTable:
         if self._step is not step:
             self._step = step
             self.positions_RC = step.positions_RQ
-            if len(step.positions_RQ) == 1:  # without padding
+            if len(step.positions_RQ) == 1 and not step.has_padding:
                 self._count = self.capacity
 
     def write(self, step: Step) -> Write:
@@ -131,6 +136,8 @@ class KeyTable:
         if self._step is not step:
             self._step, self._layout, self._has_mask = step, None, False
             self._expand_to(len(step.positions_RQ))
+            if self._count is not None and step.has_padding:
+                self.positions_RC = self.positions_RC  # from here on kept, as they are no longer their number
             few = step.positions_RQ.shape[-1] <= FEW_TOKENS and self.capacity > 0
             self._write = self._place(step) if few else self._append(step)
         return self._write
@@ -185,16 +192,20 @@ class KeyTable:
                 f"past_key_values: {self.policy.describe('decode')} has dropped keys that are needed {next_R.tolist()} "
                 f"tokens into the sample; the cache can go back to {self._complete_from_R.tolist()} tokens. Call "
                 f"cache.activate_past_recording() before tokens that may be taken back (generate() does so on a cache "
-                f"that it is given: past_key_values=swaa.PolicyCache(model)), or apply the policy with evict=False."
+                f"that it is given: past_key_values=swaa.PolicyCache(model)), or, as on an assistant model, apply the "
+                f"policy with evict=False."
             )
 
-    def check_new_prompt(self) -> None:
-        """Refuse a prompt that goes on where its queries, unlike decoded ones, may see what has been dropped."""
-        if self.has_dropped and any((head.prefill & head.decode) != head.prefill for _, head in self.policy.groups):
-            raise UserError(
-                f"past_key_values: keys that only prompt tokens may see ({self.policy.describe('prefill')}) have been "
-                f"dropped, and now the prompt goes on. Apply the policy with evict=False for several turns."
-            )
+    def check_new_prompt(self, grows: bool, shrinks: bool) -> None:
+        """Refuse another end of the prompt where tokens that change their phase may see what has been dropped."""
+        for _, head in self.policy.groups:
+            both = head.prefill & head.decode
+            if self.has_dropped and ((grows and both != head.prefill) or (shrinks and both != head.decode)):
+                raise UserError(
+                    f"prompt_lengths: the prompt now ends elsewhere, and keys have been dropped that only "
+                    f"{'prompt' if grows else 'answer'} tokens may see (prompt: {self.policy.describe('prefill')}; "
+                    f"answer: {self.policy.describe('decode')}). Apply the policy with evict=False for this."
+                )
 
     def select_rows(self, index: Tensor) -> None:
         """Reorder, repeat or choose the rows of the batch."""

@@ -19,7 +19,7 @@ from swaa.policies.bound import LayerPolicy
 DENSE_ON_CPU_UP_TO = 256 * 256
 """Query-key pairs up to which a dense mask is fastest for a sparse policy on a CPU, or where Flex cannot do the job."""
 
-BLOCK_SIZES = {"flex": (128, 128), "flex on CPU": (64, 64), "blockwise": (128, 64)}
+BLOCK_SIZES = {"flex": (128, 128), "flex on CPU": (64, 64), "blockwise": (128, 32)}
 """Tokens of a block, *(queries, keys)*."""
 
 

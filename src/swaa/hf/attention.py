@@ -75,14 +75,14 @@ def policy_attention(
     visible = restrict(layer, attention_mask.native)
     options: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap, "sink_logits_H": s_aux}
     held = _held(context, layer_index)
-    if held is not None and held.parts:
+    if held is not None and held.is_split:
         kernel = attention_mask.policy.kernel
-        out_BHQD = held.attend(visible, query_BHQD, key_BGKD, value_BGKD, kernel, **options)
+        out_BHQD = held.attend(query_BHQD, key_BGKD, value_BGKD, kernel, **options)
     else:
         program = attention_mask.program(context if isinstance(context, ForwardContext) else None)
         out_BHQD = program.attend(visible, query_BHQD, key_BGKD, value_BGKD, **options)
     if held is not None:
-        held.settle(visible, key_BGKD.shape[1])
+        held.settle(visible)
     return out_BHQD.transpose(1, 2).contiguous(), None
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from swaa.compiler.eviction import KeyTable, Step, Write
 from swaa.compiler.heads import HeadSlice
 from swaa.compiler.program import AttentionProgram
+from swaa.errors import UserError
 from swaa.hf.prompt import Prompt
+from swaa.policies import AttentionPolicy
 from swaa.policies.bound import LayerPolicy
 
 
@@ -25,14 +27,16 @@ class CacheBooks:
 
     def __init__(self, prompt: Prompt | None) -> None:
         self.prompt = prompt
-        self.recording = False
         self.presumed = False
         """Is that only presumed, and so refuted by a step that no crop has come before?"""
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, save what is known of the prompt to come."""
+        self.recording = False
         self.step: Step | None = None
+        self._taken: Step | None = None
+        self._policy: AttentionPolicy | None = None
         self.tables: dict[LayerPolicy, KeyTable] = {}
         self._came: list[int | Tensor] = []
         """What has come in: so many tokens in every row, or which slots held one, [R, Q]."""
@@ -43,15 +47,28 @@ class CacheBooks:
         self._programs: dict[tuple[KeyTable, torch.device], AttentionProgram] = {}
         self._masks: dict[tuple[KeyTable, torch.device], Tensor | None] = {}
 
-    def begin(self, length: int, mask_BS: Tensor | None, seen: int, prompt: Prompt | None) -> None:
-        """A forward pass of ``length`` new slots begins, after ``seen`` others.
+    def begin(
+        self,
+        policy: AttentionPolicy,
+        length: int,
+        mask_BS: Tensor | None,
+        seen: int,
+        prompt: Prompt | None,
+    ) -> None:
+        """A forward pass of ``length`` new slots begins, after ``seen`` others. It counts once a layer takes it in.
 
         Args:
             mask_BS: the 2-d attention mask, or None where there is no padding.
             prompt: where the decode phase begins; None where phases do not matter.
+
+        Raises:
+            UserError: what has been dropped fits another policy, or another end of the prompt.
         """
-        if self.presumed and self.step is not None:
-            self.recording = self.presumed = False
+        if self.tables and policy != self._policy:
+            raise UserError(
+                f"past_key_values: the cache was filled under another policy ({self._policy}). Begin with a new cache, "
+                f"or go on with the policy that filled it."
+            )
         real_RQ = torch.ones(1, length, dtype=torch.bool)
         if mask_BS is not None:
             real_BQ = mask_BS[:, seen : seen + length].bool().cpu()
@@ -61,14 +78,25 @@ class CacheBooks:
         next_R = first_R + real_RQ.sum(-1)
         positions_RQ = torch.where(real_RQ, first_R.unsqueeze(-1) + real_RQ.long().cumsum(-1) - 1, -1)
         prompt_R = self._prompt_lengths(prompt, mask_BS)
-        if prompt_R is not None and self._prompt_R is not None and bool((prompt_R > self._prompt_R).any()):
+        if prompt_R is not None and self._prompt_R is not None:
+            grows, shrinks = bool((prompt_R > self._prompt_R).any()), bool((prompt_R < self._prompt_R).any())
             for table in self.tables.values():
-                table.check_new_prompt()
-        self._note(real_RQ)
-        self._tokens_R, self._prompt_R = next_R, prompt_R
+                table.check_new_prompt(grows, shrinks)
+        recording = self.recording and not (self.presumed and self._taken is not None)
+        self._policy = policy
+        self.step = Step(positions_RQ, first_R.expand(len(next_R)), next_R, prompt_R, recording)
+
+    def take(self, step: Step) -> None:
+        """The first layer takes a forward pass in: from here on it counts."""
+        if self._taken is step:
+            return
+        self._taken = step
+        if self.presumed and not step.recording:
+            self.recording = self.presumed = False
+        self._note(step.positions_RQ >= 0)
+        self._tokens_R, self._prompt_R = step.next_R, step.prompt_R
         self._programs.clear()
         self._masks.clear()
-        self.step = Step(positions_RQ, first_R.expand(len(next_R)), next_R, prompt_R, self.recording)
 
     def _prompt_lengths(self, prompt: Prompt | None, mask_BS: Tensor | None) -> Tensor | None:
         if prompt is None:
@@ -121,7 +149,8 @@ class CacheBooks:
                 came.append(size - gone if isinstance(newest, int) else newest[:, : size - gone])
         for table in self.tables.values():
             table.check_rollback(tokens_R)
-        self._tokens_R, self._came, self.step, self.presumed = tokens_R, came, None, False
+        self._tokens_R, self._came, self.presumed = tokens_R, came, False
+        self.step = self._taken = None
         self.cropped = {policy: table.crop(tokens_R, self._prompt_R) for policy, table in self.tables.items()}
 
     def select_rows(self, index: Tensor) -> None:

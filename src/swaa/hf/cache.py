@@ -40,6 +40,8 @@ class PolicyLayer(DynamicLayer):
         """The first layer: cache operations reach the books through it, once."""
         self._seen = 0
         self._last_step: Step | None = None
+        self.is_split = False
+        """Does this forward pass attend to the parts, and not, as a first one, to its own keys?"""
 
     # What the model calls.
 
@@ -56,7 +58,9 @@ class PolicyLayer(DynamicLayer):
                 "Use it with the model that swaa.apply_policy was called on."
             )
         self._last_step = step
+        self._books.take(step)
         self._seen += key_states.shape[2]
+        self.is_split = bool(self.parts)
         if not self.parts:
             return super().update(key_states, value_states)
         if len(self.parts) == 1:
@@ -78,9 +82,7 @@ class PolicyLayer(DynamicLayer):
 
     # What attention calls.
 
-    def attend(
-        self, layer: LayerPolicy, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, kernel: str, **options: Any
-    ) -> Tensor:
+    def attend(self, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, kernel: str, **options: Any) -> Tensor:
         """Attention of the new tokens against what is held.
 
         Args:
@@ -90,11 +92,6 @@ class PolicyLayer(DynamicLayer):
         Returns:
             [B, H, Q, D]
         """
-        if tuple(part.heads for part in self.parts) != slices_of(layer, sum(len(part.kv_heads) for part in self.parts)):
-            raise UserError(
-                "past_key_values: the cache was filled under another policy. Begin with a new cache, or go on with "
-                "the policy that filled it."
-            )
         if len(self.parts) == 1:
             return self._attend(self.parts[0], query_BHQD, key_BGKD, value_BGKD, kernel, **options)
         if key_BGKD is not self._new[0] or value_BGKD is not self._new[1]:
@@ -120,13 +117,14 @@ class PolicyLayer(DynamicLayer):
         program = self._books.program(part.table, device, kernel)
         return program.attend(part.heads.policy, query_BHQD, key_BGKD, value_BGKD, **options)
 
-    def settle(self, layer: LayerPolicy, num_kv_heads: int) -> None:
+    def settle(self, layer: LayerPolicy) -> None:
         """Attention has run: drop what no query to come may see."""
         if not self.parts:
             if self._seen != self._step.positions_RQ.shape[-1]:
                 return  # earlier passes did not tell their policy: everything is kept
             assert self.keys is not None
             assert self.values is not None
+            num_kv_heads = self.keys.shape[1]  # attention may see more: some models cache what their heads share
             for heads in slices_of(layer, num_kv_heads):
                 at = list(heads.kv_heads)
                 table = self._books.table(heads.policy)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from swaa.errors import UserError, invalid
 from swaa.hf.cache import evict_in
@@ -69,8 +71,9 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         remember(cache, prompt)
     books = getattr(cache, BOOKS, None)
     if books is not None:
-        phased = prompt if policy_on(decoder.config).by_phase else None
-        books.begin(tokens.shape[1], kwargs.get("attention_mask"), seen, phased)
+        policy = policy_on(decoder.config)
+        phased = prompt if policy.by_phase else None
+        books.begin(policy.policy, tokens.shape[1], kwargs.get("attention_mask"), seen, phased)
     kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache)
     return (), kwargs
 
@@ -173,7 +176,7 @@ def _evicting(model: nn.Module, cache: Any, kwargs: dict[str, Any]) -> Any:
     if model.training or torch.compiler.is_compiling() or not policy_on(model.config).evict:
         return cache  # what is kept changes the shapes and the bookkeeping from step to step: nothing to trace
     config = text_config(model.config)
-    if cache is None and _makes_a_cache(model, kwargs):
+    if cache is None and _makes_a_cache(model, kwargs) and not _has_its_own_cache(type(model)):
         own = DynamicCache(config=config)
         return own if evict_in(own, config) else None
     if _is_plain(cache):
@@ -189,6 +192,15 @@ def _say_that_nothing_is_freed(cache: str) -> None:
         "past_key_values: a %s keeps every key; the policy masks them, and frees nothing. For freed memory leave "
         "cache_implementation out, or pass swaa.PolicyCache(model).",
         cache,
+    )
+
+
+@functools.cache
+def _has_its_own_cache(model: Any) -> bool:
+    """Does the file of a model's class define a cache class, which it then asks for?"""
+    defined = vars(sys.modules[model.__module__]).values()
+    return any(
+        isinstance(one, type) and issubclass(one, Cache) and one.__module__ == model.__module__ for one in defined
     )
 
 
