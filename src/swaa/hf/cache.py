@@ -40,6 +40,7 @@ class PolicyLayer(DynamicLayer):
         """The first layer: cache operations reach the books through it, once."""
         self._seen = 0
         self._last_step: Step | None = None
+        self._settled: Step | None = None
         self.is_split = False
         """Does this forward pass attend to the parts, and not, as a first one, to its own keys?"""
 
@@ -118,7 +119,10 @@ class PolicyLayer(DynamicLayer):
         return program.attend(part.heads.policy, query_BHQD, key_BGKD, value_BGKD, **options)
 
     def settle(self, layer: LayerPolicy) -> None:
-        """Attention has run: drop what no query to come may see."""
+        """Attention has run: drop what no query to come may see. Some models attend twice in a layer."""
+        if self._settled is self._step:
+            return
+        self._settled = self._step
         if not self.parts:
             if self._seen != self._step.positions_RQ.shape[-1]:
                 return  # earlier passes did not tell their policy: everything is kept

@@ -176,7 +176,7 @@ def _evicting(model: nn.Module, cache: Any, kwargs: dict[str, Any]) -> Any:
     if model.training or torch.compiler.is_compiling() or not policy_on(model.config).evict:
         return cache  # what is kept changes the shapes and the bookkeeping from step to step: nothing to trace
     config = text_config(model.config)
-    if cache is None and _makes_a_cache(model, kwargs) and not _has_its_own_cache(type(model)):
+    if cache is None and _makes_a_cache(model, kwargs) and not _has_its_own_cache(type(model).__module__):
         own = DynamicCache(config=config)
         return own if evict_in(own, config) else None
     if _is_plain(cache):
@@ -196,12 +196,10 @@ def _say_that_nothing_is_freed(cache: str) -> None:
 
 
 @functools.cache
-def _has_its_own_cache(model: Any) -> bool:
-    """Does the file of a model's class define a cache class, which it then asks for?"""
-    defined = vars(sys.modules[model.__module__]).values()
-    return any(
-        isinstance(one, type) and issubclass(one, Cache) and one.__module__ == model.__module__ for one in defined
-    )
+def _has_its_own_cache(module: str) -> bool:
+    """Does the file of a model define a cache class, which the model then asks for?"""
+    defined = vars(sys.modules[module]).values()
+    return any(isinstance(one, type) and issubclass(one, Cache) and one.__module__ == module for one in defined)
 
 
 def _is_plain(cache: Any) -> bool:
