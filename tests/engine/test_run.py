@@ -51,6 +51,16 @@ def check_record(record: Record) -> None:
     assert record.versions.keys() == {"python", "swaa", "torch", "transformers", "lightning"}
 
 
+def test_prompts_read_in_chunks_give_the_same_records(experiment_file: Path, tmp_path: Path) -> None:
+    few = ["num_examples=1", "lengths=[400]"]
+    for name, overrides in (("whole", few), ("chunks", [*few, "model.prefill_chunk_size=64"])):
+        run_experiment(load_experiment(experiment_file, overrides, output=tmp_path / name))
+    whole, chunks = (comparable(tmp_path / name / "records.jsonl") for name in ("whole", "chunks"))
+    assert chunks == whole
+    with pytest.raises(UserError, match=r"prefill_chunk_size: expected .*, got 0"):
+        load_experiment(experiment_file, ["model.prefill_chunk_size=0"])
+
+
 def test_a_finished_run_is_not_run_again_and_needs_no_model(
     experiment_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

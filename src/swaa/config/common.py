@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from swaa.errors import UserError, invalid
 from swaa.policies import load_plugin
-from swaa.reading import check_choice, check_text
+from swaa.reading import check_choice, check_text, check_whole
 from swaa.recipe import Recipe
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -25,14 +25,18 @@ class ModelConfig:
         dtype: one of ``DTYPES``.
         device: one of ``DEVICES``; ``auto`` is a GPU where there is one.
         kernel: how attention is computed, one of ``KERNELS``; ``auto`` decides per layer.
+        prefill_chunk_size: tokens of a prompt that are read at a time, which bounds the memory; None reads all at once.
     """
 
     name: str = DEFAULT_MODEL
     dtype: str = "float32"
     device: str = "auto"
     kernel: str = "auto"
+    prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.prefill_chunk_size is not None:
+            check_whole("ModelConfig.prefill_chunk_size", self.prefill_chunk_size, minimum=1)
         check_text("ModelConfig.name", self.name)
         check_choice("ModelConfig.dtype", self.dtype, DTYPES)
         check_choice("ModelConfig.device", self.device, DEVICES)

@@ -69,7 +69,7 @@ class Evaluator(LightningModule):
 
     def _run(self, batch: Batch, decoding: Decoding) -> tuple[Prefill, Forced | None, Generation | None]:
         """One prefill and what was asked to follow it."""
-        read = prefill(self.model, batch)
+        read = prefill(self.model, batch, self._experiment.model.prefill_chunk_size)
         forced = generation = None
         if "teacher_forced" in self._experiment.scoring:
             forced = teacher_forced(self.model, batch, read)
