@@ -185,11 +185,11 @@ def test_bytes_that_are_no_text_are_refused(file: Path) -> None:
 
 def test_a_missing_file_names_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no experiment file 'quick.yaml'. Check the path."):
+    with pytest.raises(UserError, match="no file 'quick.yaml'. Check the path."):
         load_experiment("quick.yaml")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "quickstart.yaml").write_text("")
-    with pytest.raises(UserError, match="no experiment file 'quick.yaml'. There are: experiments/quickstart.yaml."):
+    with pytest.raises(UserError, match="no file 'quick.yaml'. There are: experiments/quickstart.yaml."):
         load_experiment("quick.yaml")
 
 

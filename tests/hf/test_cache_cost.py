@@ -90,3 +90,39 @@ def test_a_cache_needs_a_policy_and_the_policy_that_filled_it(model: PreTrainedM
             pytest.raises(swaa.UserError, match="filled under another policy"),
         ):
             model(row[:1].unsqueeze(0), past_key_values=cache)
+
+
+def test_a_cache_goes_on_outside_of_inference_mode_and_of_autocast(model: PreTrainedModel) -> None:
+    (row,) = rows_of(20)
+    with swaa.apply_policy(model, SINKS):
+        for around in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+            with torch.no_grad():
+                expected = swaa.PolicyCache(model)
+                cache = swaa.PolicyCache(model)
+                model(row.unsqueeze(0), past_key_values=expected)
+                with around:
+                    model(row.unsqueeze(0), past_key_values=cache)
+                for token in rows_of(6)[0]:
+                    ours, theirs = (model(token.view(1, 1), past_key_values=c).logits for c in (cache, expected))
+                    torch.testing.assert_close(ours, theirs, atol=0.3, rtol=0.1)
+
+
+def test_rows_whose_prompts_end_apart_are_cropped(model: PreTrainedModel) -> None:
+    """Nothing is dropped yet, and the rows differ in their phase alone."""
+    ids = torch.stack(rows_of(70, 70))
+    with swaa.apply_policy(model, "SlidingWindow(50).in_phase('decode')"), torch.no_grad():
+        cache = swaa.PolicyCache(model, prompt_lengths=torch.tensor([30, 40]))
+        cache.activate_past_recording()
+        model(ids[:, :45], past_key_values=cache)
+        cache.crop(-40)
+        again = model(ids[:, 5:], past_key_values=cache).logits
+        whole = model(ids, use_cache=False, prompt_lengths=torch.tensor([30, 40])).logits
+    torch.testing.assert_close(again, whole[:, 5:], atol=3e-4, rtol=1e-3)
+
+
+def test_plain_weights_load_under_a_policy(model: PreTrainedModel) -> None:
+    weights = model.state_dict()
+    with swaa.apply_policy(model, SINKS):
+        model.load_state_dict(weights)
+        assert set(model.state_dict()) - set(weights) == {"policy_is_off_unless_loaded_with_swaa"}
+    model.load_state_dict(weights)

@@ -164,6 +164,10 @@ class KeyTable:
                 self._mask = None if bool(mask.all()) else mask
         return self._mask
 
+    def release(self) -> None:
+        """Forget what only the forward pass that has ended needs."""
+        self._layout, self._mask, self._has_mask = None, None, False
+
     def settle(self, step: Step) -> Tensor | None:
         """Drop what nobody will see after a step: the slots to keep [R, C], or None to leave the buffers as they are.
 
@@ -287,7 +291,7 @@ class KeyTable:
             return None
         kept_RC = live_RC.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :keep]
         if self._count is None:
-            self.positions_RC = held_RC.gather(-1, kept_RC)
+            self.positions_RC = held_RC.expand(len(kept_RC), -1).gather(-1, kept_RC)
         else:
             self.capacity = keep
         return kept_RC

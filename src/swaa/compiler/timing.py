@@ -287,7 +287,7 @@ def default_machine(device_type: str, bytes_per_value: int) -> Machine:
 # Provisional: least times on one thread of a busy machine, 6 layers of SmolLM2-135M's shape, 8,192 tokens.
 # `swaa bench experiments/bench-smollm2.yaml` on a quiet machine writes the figures to put here (bench.json, "machine").
 CPU_BFLOAT16 = Machine(
-    name="x86-64 CPU (AVX-512, AMX), bfloat16: swaa bench experiments/bench-smollm2.yaml",
+    name="x86-64 CPU (AVX-512, AMX), bfloat16, one thread, 6 layers, provisional: see docs/performance.md",
     linear_flops=4.6e11,
     causal_flops=2.6e11,
     flex_flops=1.2e11,
@@ -300,7 +300,7 @@ CPU_BFLOAT16 = Machine(
     policy_calls=4_000.0,
 )
 CPU_FLOAT32 = Machine(
-    name="x86-64 CPU (AVX-512), float32: swaa bench experiments/bench-smollm2.yaml model.dtype=float32",
+    name="x86-64 CPU (AVX-512), float32, one thread, 6 layers, provisional: see docs/performance.md",
     linear_flops=9.4e10,
     causal_flops=1.1e11,
     flex_flops=1.0e11,

@@ -46,7 +46,7 @@ def _read(path: Path) -> Any:
     """The file as an OmegaConf node; an empty file is an empty mapping."""
     if not path.is_file():
         here = ", ".join(sorted(str(file) for file in Path("experiments").glob("*.yaml")))
-        raise UserError(f"no experiment file {str(path)!r}. {f'There are: {here}.' if here else 'Check the path.'}")
+        raise UserError(f"no file {str(path)!r}. {f'There are: {here}.' if here else 'Check the path.'}")
     try:
         return OmegaConf.load(path)
     except yaml.MarkedYAMLError as error:

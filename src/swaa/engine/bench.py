@@ -61,6 +61,14 @@ def run_benchmark(benchmark: Benchmark, *, fresh: bool = False, console: Console
         return _report(benchmark, folder, left_out, say)
 
 
+_FAILURES = (RuntimeError, ValueError)
+"""What a row raises that cannot run here: out of memory, a kernel that does not compile, attention that it lacks."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class _Session:
     """One sitting: the model, its rows, and the measuring of what is missing."""
 
@@ -80,10 +88,22 @@ class _Session:
             for _, row in rows:
                 if isinstance(row, KvPress):
                     others = {f"kvpress: {name}": version for name, version in row.versions.items()}
-            self._folder.append(session(model.device, others))
+            self._folder.append(self._same_machine(session(model.device, others)))
             for length in self._benchmark.lengths:
                 self._time(rows, make_prompt(self._benchmark, model, length))
         return self._left_out
+
+    def _same_machine(self, now: dict[str, Any]) -> dict[str, Any]:
+        """Refuse to put timings of another machine beside those on record."""
+        for before in self._folder.log().sessions:
+            changed = [name for name in ("cpu", "gpu", "threads") if before.get(name) != now[name]]
+            if changed:
+                was = ", ".join(f"{name} {before.get(name)!r} there, {now[name]!r} now" for name in changed)
+                raise UserError(
+                    f"{self._folder.path}: its timings are of another machine ({was}). Begin anew with --fresh, or "
+                    f"choose another folder with -o."
+                )
+        return now
 
     @contextlib.contextmanager
     def _rows(self, model: Any) -> Iterator[list[tuple[Recipe | Baseline, Row]]]:
@@ -116,15 +136,30 @@ class _Session:
             if not isinstance(row, ModelRow) or row.policy is None:
                 continue
             check = log.check_of(row.hash)
-            if check is None or not check.equal:  # what was wrong may have been mended
+            another = (
+                check is not None
+                and isinstance(entry, Recipe)
+                and check.kernel != planned_kernel(benchmark, row.policy, model)
+            )
+            if check is None or another or not check.equal:  # what was wrong may have been mended
                 checker = checker or Checker(benchmark, model, make_prompt(benchmark, model, length))
-                check = checker.check(entry, row)
+                try:
+                    check = checker.check(entry, row)
+                except _FAILURES as error:
+                    self._drop(rows, (entry, row), f"it does not run here: {_first_line(error)}")
+                    continue
                 assert check is not None
                 self._folder.append(check)
                 self._say(f"{row.name}: {check}")
             if not check.equal:
-                rows.remove((entry, row))
-                self._leave_out(row.name, "it is not equal to the dense mask")
+                self._drop(rows, (entry, row), "it is not equal to the dense mask")
+
+    def _drop(
+        self, rows: list[tuple[Recipe | Baseline, Row]], dropped: tuple[Recipe | Baseline, Row], why: str
+    ) -> None:
+        rows.remove(dropped)
+        dropped[1].close()
+        self._leave_out(dropped[1].name, why)
 
     def _time(self, rows: list[tuple[Recipe | Baseline, Row]], prompt: torch.Tensor) -> None:
         """Time each row at one length, round robin, after a warm-up of each."""
@@ -133,14 +168,18 @@ class _Session:
         done = {(run.row_hash, run.length, run.repeat) for run in log.runs}
         warm: set[str] = set()
         for repeat in range(benchmark.repeats):
-            for entry, row in rows:
+            for entry, row in list(rows):
                 if (row.hash, length, repeat) in done:
                     continue
-                if row.hash not in warm:
-                    short = SHORT_WARM_UP if not self._compiles(entry, row) else length
-                    row.request(prompt[:, :short], min(3, benchmark.new_tokens))
-                    warm.add(row.hash)
-                timing = row.request(prompt, benchmark.new_tokens)
+                try:
+                    if row.hash not in warm:
+                        short = SHORT_WARM_UP if not self._compiles(entry, row) else length
+                        row.request(prompt[:, :short], min(3, benchmark.new_tokens))
+                        warm.add(row.hash)
+                    timing = row.request(prompt, benchmark.new_tokens)
+                except _FAILURES as error:
+                    self._drop(rows, (entry, row), f"it does not run here at {length:,} tokens: {_first_line(error)}")
+                    continue
                 run = Run(row.name, row.hash, length, repeat, len(log.sessions) - 1, **vars(timing))
                 self._folder.append(run)
                 step = "" if run.step_median is None else f" + {len(run.step_seconds)} x {1e3 * run.step_median:.1f} ms"

@@ -129,11 +129,10 @@ def row_hash(entry: Recipe | Baseline) -> str:
 def planned_kernel(benchmark: Benchmark, policy: AttentionPolicy, model: Any) -> str:
     """The kernel that sparse layers get at the longest timed length, as a request; "auto" where it is not one."""
     asked, length = benchmark.model.kernel, max(benchmark.lengths)
-    if asked != "auto":
-        return asked
+    if asked != "auto" or benchmark.prefill_chunk_size is not None:
+        return asked  # chunks go through several kernels, at any length the same
     shape = model_shape(model)
-    chunk = min(length, benchmark.prefill_chunk_size or length)
-    job = Job(chunk, length, model.device.type, is_square=chunk == length)
+    job = Job(length, length, model.device.type)
     layers = bind(policy, shape.num_layers, shape.num_heads).layers
     kernels = {choose_kernel(layer, job).kernel for layer in layers} - {Kernel.CAUSAL}
     return kernels.pop().value if len(kernels) == 1 else "auto"

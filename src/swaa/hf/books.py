@@ -129,6 +129,13 @@ class CacheBooks:
             self._masks[table, device] = None if mask is None else mask.to(device)
         return self._masks[table, device]
 
+    def release(self) -> None:
+        """A forward pass has ended: free its masks."""
+        self._programs.clear()
+        self._masks.clear()
+        for table in self.tables.values():
+            table.release()
+
     def _note(self, real_RQ: Tensor) -> None:
         if not bool(real_RQ.all()):
             self._came.append(real_RQ)
@@ -213,6 +220,9 @@ class KeyPart:
 
 
 def _written(buffer_BGCD: Tensor, new_BGQD: Tensor, write: Write) -> Tensor:
+    if buffer_BGCD.dtype != new_BGQD.dtype:  # autocast was on for one of them
+        dtype = torch.promote_types(buffer_BGCD.dtype, new_BGQD.dtype)
+        buffer_BGCD, new_BGQD = buffer_BGCD.to(dtype), new_BGQD.to(dtype)
     if write.slots_RQ is None:
         return torch.cat([buffer_BGCD[:, :, : write.capacity - new_BGQD.shape[2]], new_BGQD], 2)
     missing = write.capacity - buffer_BGCD.shape[2]
@@ -221,7 +231,8 @@ def _written(buffer_BGCD: Tensor, new_BGQD: Tensor, write: Write) -> Tensor:
         buffer_BGCD = torch.cat([buffer_BGCD, spare], 2)
     slots_RQ = write.slots_on(buffer_BGCD.device)
     assert slots_RQ is not None
-    in_place = not (torch.is_grad_enabled() and (buffer_BGCD.requires_grad or new_BGQD.requires_grad))
+    writable = torch.is_inference_mode_enabled() or not buffer_BGCD.is_inference()
+    in_place = writable and not (torch.is_grad_enabled() and (buffer_BGCD.requires_grad or new_BGQD.requires_grad))
     if len(slots_RQ) == 1:
         put = buffer_BGCD.index_copy_ if in_place else buffer_BGCD.index_copy
         return put(2, slots_RQ[0], new_BGQD)

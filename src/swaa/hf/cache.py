@@ -155,7 +155,7 @@ class PolicyLayer(DynamicLayer):
 
     @property
     def record_past(self) -> bool:
-        """Is everything kept until the next crop?"""
+        """Is nothing dropped between crops?"""
         return self._books.recording
 
     @record_past.setter
@@ -163,7 +163,7 @@ class PolicyLayer(DynamicLayer):
         self._books.recording = recording
 
     def activate_past_recording(self) -> None:
-        """Keep everything until the next :meth:`crop`, which may take the newest tokens back."""
+        """Drop nothing but in :meth:`crop`, which may take the newest tokens back; until ``record_past = False``."""
         self._books.recording = True
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -85,6 +85,8 @@ def after_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return
     if context.packed_positions is not None and not context.arrived:
         raise dropped_context(policy_on(decoder.config).policy, "the position_ids pack several documents into a row")
+    if context.cache is not None:
+        getattr(context.cache, BOOKS).release()
     cache = getattr(output, "past_key_values", None)
     if cache is not None and remembered(cache) is None:
         prompt = context.prompt or Prompt(width=int(cache.get_seq_length()))

@@ -8,6 +8,7 @@ loaders refuse it. So a model carries, for as long as a policy is on it, a buffe
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +27,23 @@ def mark(model: PreTrainedModel) -> bool:
     if MARK in model._buffers:
         return False
     model.register_buffer(MARK, torch.ones(1, dtype=torch.uint8, device=model.device))
+    _hooks[model] = model.register_load_state_dict_pre_hook(_expect_no_mark)
     return True
 
 
 def unmark(model: PreTrainedModel) -> None:
     """Take the mark off, if it is there."""
     model._buffers.pop(MARK, None)
+    if model in _hooks:
+        _hooks.pop(model).remove()
+
+
+def _expect_no_mark(model: torch.nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights saved without a policy load, too."""
+    state.setdefault(prefix + MARK, model._buffers[MARK])
+
+
+_hooks: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
 @contextmanager

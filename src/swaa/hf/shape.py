@@ -53,8 +53,15 @@ def shape_of(source: str | Path | Mapping[str, Any], dtype: torch.dtype = torch.
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"model {str(source)!r}: its config cannot be read ({reason}). Check the name.") from error
-    with torch.device("meta"):  # the weights' sizes without the weights
-        return model_shape(AutoModelForCausalLM.from_config(config, dtype=dtype))
+    try:
+        with torch.device("meta"):  # the weights' sizes without the weights
+            return model_shape(AutoModelForCausalLM.from_config(config, dtype=dtype))
+    except (ValueError, AttributeError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        name = str(source) if not isinstance(source, Mapping) else config.model_type
+        raise UserError(
+            f"model {name!r}: its config makes no causal language model with attention ({reason}). Use a decoder."
+        ) from error
 
 
 def _weights(model: Any, config: Any) -> tuple[int, int]:
