@@ -159,7 +159,7 @@ def test_a_fit_gives_no_kind_of_work_a_negative_time() -> None:
 def test_the_default_machine_follows_device_and_dtype() -> None:
     names = {default_machine(*facts).name for facts in (("cpu", 2), ("cpu", 4), ("cuda", 2))}
     assert len(names) == 3
-    assert all("docs/performance.md" in default_machine("cpu", size).name for size in (2, 4)), "where the command stands"
+    assert all("docs/performance.md" in default_machine("cpu", size).name for size in (2, 4))
 
 
 def test_machines_are_read_from_a_result(tmp_path: Path) -> None:
