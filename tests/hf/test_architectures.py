@@ -15,6 +15,7 @@ from hf.batches import CLOSE, padded, rows_of
 from hf.reference import FULL, SIX, Composition, Mutation, reference
 from hf.zoo import ARCHITECTURES, BY_TYPE, Architecture
 from swaa.hf import masks
+from swaa.hf.books import CacheBooks
 
 LENGTHS = (12, 9, 5)
 """Tokens of the prompts; the batch is padded on the left to the longest."""
@@ -199,6 +200,10 @@ class TestMutatedCode:
             return layout(*args, prompt_lengths=lengths, **rest)  # type: ignore[arg-type]
 
         monkeypatch.setattr(masks.TokenLayout, "padded", wrong)
+        in_cache = CacheBooks._prompt_lengths  # which a cache that drops keys goes by, once it holds some
+        monkeypatch.setattr(
+            CacheBooks, "_prompt_lengths", lambda *args: None if (p := in_cache(*args)) is None else p + by
+        )
         self.assert_caught(name)
 
     @pytest.mark.parametrize("name", ["naive", "sinks", "fa_decode", "half_layers", "by_heads"])
