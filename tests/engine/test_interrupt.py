@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,15 @@ def test_an_interrupted_run_can_be_continued(experiment_file: Path, tmp_path: Pa
     assert results(records) == results(whole.output / "records.jsonl")
 
 
+@pytest.fixture
+def default_ctrl_c() -> Iterator[None]:
+    """Python's own handler; a shell starts background jobs with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
 def test_the_first_ctrl_c_stops_in_order_and_the_second_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(StopRequested), stoppable():
