@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import swaa
-from swaa.engine.bench_measure import Reading, now, stream, time_request
+from swaa.engine.bench_measure import Reading, stream, time_request
+from swaa.engine.decode import now
 from swaa.hf.baselines import NO_ATTENTION, attention, random_model
 
 CONFIG = {
@@ -171,7 +172,7 @@ def test_peak_memory_of_chunked_prefill(model: Any, benchmark: Any) -> None:
 
 
 def test_memory_is_flat_while_decoding(model: Any) -> None:
-    from swaa.engine.bench_memory import held_bytes
+    from swaa.hf import held_bytes
 
     with torch.no_grad(), sliding(model):
         steps = stream(model, prompt_of(600), Reading(tells_prompt=True))

@@ -21,10 +21,11 @@ from swaa.engine import bench_memory, bench_rows
 from swaa.engine.bench import load_model, make_prompt, run_benchmark
 from swaa.engine.bench_check import Checker
 from swaa.engine.bench_measure import LeftOut, Reading, stream, time_request
-from swaa.engine.bench_memory import held_bytes, watch_memory
+from swaa.engine.bench_memory import watch_memory
 from swaa.engine.bench_rows import ModelRow, make_row
 from swaa.engine.interrupt import Interrupted, StopRequested
 from swaa.errors import UserError
+from swaa.hf import held_bytes
 from swaa.hf.baselines import make_config, native_window_model, random_model
 from swaa.hf.shape import model_shape, shape_of
 from swaa.report.bench import Run

@@ -9,24 +9,20 @@ time.png, speedup.png    the plots, where matplotlib is installed
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from swaa.config import Benchmark, load_benchmark
 from swaa.engine.bench_rows import row_hash
+from swaa.engine.resumable import MEND, ResumableFolder
 from swaa.errors import UserError
 from swaa.report.bench import Check, Log, Run, line_of, read_log
 
 BENCHMARK, RUNS, RESULT = "bench.yaml", "runs.jsonl", "bench.json"
 TABLE, CSV, TIME_PLOT, SPEEDUP_PLOT = "table.md", "table.csv", "time.png", "speedup.png"
-LOCK = ".lock"
-_MEND = "Choose another folder with --output, or delete these results with --fresh."
 
 
-class BenchFolder:
+class BenchFolder(ResumableFolder):
     """The folder ``benchmark.output``; a context that locks it. ``fresh`` deletes what a former run wrote there.
 
     Raises:
@@ -35,28 +31,9 @@ class BenchFolder:
     """
 
     def __init__(self, benchmark: Benchmark, *, fresh: bool = False) -> None:
-        self.path = benchmark.output
+        super().__init__(benchmark.output)
         self._benchmark = benchmark
         self._fresh = fresh
-        self._lock = FileLock(self.path / LOCK)
-
-    def __enter__(self) -> BenchFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as locked:
-                locked.enter_context(self._lock.acquire(timeout=0))
-                self._begin()
-                locked.pop_all()  # all is well: keep the lock
-        except Timeout as error:
-            mend = "Wait for it, or choose another folder with --output."
-            raise UserError(f"another process is running in {self.path}. {mend}") from error
-        except OSError as error:
-            mend = "Choose another with --output."
-            raise UserError(f"output folder {self.path}: {error.strerror}. {mend}") from error
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
     def log(self) -> Log:
         """Everything on record."""
@@ -73,9 +50,8 @@ class BenchFolder:
 
     def _begin(self) -> None:
         if self._fresh:
-            for name in (BENCHMARK, RUNS, RESULT, TABLE, CSV, TIME_PLOT, SPEEDUP_PLOT):
-                (self.path / name).unlink(missing_ok=True)
-        self._drop_torn_line()
+            self._delete(BENCHMARK, RUNS, RESULT, TABLE, CSV, TIME_PLOT, SPEEDUP_PLOT)
+        self._drop_torn_line(RUNS)
         self._check_same()
         self.write(BENCHMARK, self._benchmark.to_yaml())
 
@@ -84,17 +60,11 @@ class BenchFolder:
         if not (log.checks or log.runs):
             return
         if not (self.path / BENCHMARK).exists():
-            raise UserError(f"{self.path} has timings, and no {BENCHMARK} to say of what. {_MEND}")
+            raise UserError(f"{self.path} has timings, and no {BENCHMARK} to say of what. {MEND}")
         changes = differences(load_benchmark(self.path / BENCHMARK), self._benchmark)
         if changes:
             listed = "".join(f"\n  {change}" for change in changes)
-            raise UserError(f"{self.path} holds timings of a different benchmark:{listed}\n{_MEND}")
-
-    def _drop_torn_line(self) -> None:
-        path = self.path / RUNS
-        if path.exists() and not (content := path.read_bytes()).endswith(b"\n") and content:
-            with path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
+            raise UserError(f"{self.path} holds timings of a different benchmark:{listed}\n{MEND}")
 
 
 def differences(before: Benchmark, now: Benchmark) -> list[str]:

@@ -7,8 +7,6 @@ Shapes: S prompt tokens, V vocabulary; one sample.
 
 from __future__ import annotations
 
-import inspect
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swaa.engine.bench_memory import held_bytes, watch_memory
+from swaa.engine.bench_memory import watch_memory
+from swaa.engine.decode import accepts, now
+from swaa.hf import held_bytes
 
 
 class LeftOut(Exception):
@@ -108,17 +108,3 @@ def _forward(model: Any, ids_1Q: Tensor, start: int, cache: Any, options: dict[s
     if accepts(model, "position_ids"):
         options = {**options, "position_ids": torch.arange(start, start + ids_1Q.shape[1], device=ids_1Q.device)[None]}
     return model(input_ids=ids_1Q, past_key_values=cache, **options)
-
-
-def accepts(model: Any, option: str) -> bool:
-    """Does the model's forward pass take this argument?"""
-    return option in inspect.signature(model.forward).parameters
-
-
-def now(device: torch.device) -> float:
-    """The time in seconds, once the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()

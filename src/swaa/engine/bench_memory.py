@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -55,25 +54,6 @@ def watch_memory(device: torch.device) -> Iterator[Memory]:
     else:
         with _sampled(memory):
             yield memory
-
-
-def held_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a transformers cache has allocated."""
-    try:
-        from swaa.hf import held_bytes as counted
-    except ImportError:
-        return _storage_bytes(cache)
-    return int(counted(cache))
-
-
-def _storage_bytes(cache: Any) -> int:
-    tensors = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in tensors
-        if isinstance(tensor, torch.Tensor) and tensor.numel()
-    }
-    return sum(storages.values())
 
 
 def _status(name: str) -> int | None:

@@ -74,7 +74,7 @@ def prefill(model: Any, batch: Batch, chunk_size: int | None = None) -> Prefill:
         batch: the prompts.
         chunk_size: slots that are read at a time, which bounds the memory; None reads all at once.
     """
-    start = _now(batch.prompt_ids.device)
+    start = now(batch.prompt_ids.device)
     ids, mask = batch.prompt_ids, batch.prompt_mask
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     options = {"prompt_lengths": batch.prompt_lengths, **_last_only(model)}
@@ -83,7 +83,7 @@ def prefill(model: Any, batch: Batch, chunk_size: int | None = None) -> Prefill:
         last, cache = first + step, None if out is None else out.past_key_values
         out = _forward(model, ids[:, first:last], mask[:, :last], positions[:, first:last], cache, **options)
     assert out is not None
-    return Prefill(out.logits[:, -1].float(), out.past_key_values, _now(ids.device) - start)
+    return Prefill(out.logits[:, -1].float(), out.past_key_values, now(ids.device) - start)
 
 
 def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:
@@ -118,7 +118,7 @@ def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: 
     tokens: list[list[int]] = [[] for _ in batch.samples]
     running = [True] * len(tokens)
     mask, positions, logits, steps = batch.prompt_mask, batch.prompt_lengths, read.logits, 0
-    start = _now(device)
+    start = now(device)
     while True:
         chosen = choose(logits)  # [B]
         for row, token in enumerate(chosen.tolist()):
@@ -130,7 +130,7 @@ def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: 
         mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
         out = _forward(model, chosen[:, None], mask, positions[:, None], read.cache)
         logits, positions, steps = out.logits[:, -1].float(), positions + 1, steps + 1
-    seconds = _now(device) - start
+    seconds = now(device) - start
     texts = [tokenizer.decode([token for token in row if token not in ends]) for row in tokens]
     return Generation(texts, [len(row) for row in tokens], seconds / steps if steps else None)
 
@@ -188,21 +188,22 @@ def _stopped(tokenizer: Any, tokens: Sequence[int], stop: Sequence[str]) -> bool
 
 def _forward(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: Any) -> Any:
     """One pass over new tokens ``ids [B, Q]`` at logical ``positions [B, Q]``, after what ``cache`` holds."""
-    if _accepts(model, "position_ids"):
+    if accepts(model, "position_ids"):
         options["position_ids"] = positions
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
 
 
 def _last_only(model: Any) -> dict[str, int]:
     """The option that spares the vocabulary's logits of all prompt tokens but the last, where there is one."""
-    return {"logits_to_keep": 1} if _accepts(model, "logits_to_keep") else {}
+    return {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
 
 
-def _accepts(model: Any, option: str) -> bool:
+def accepts(model: Any, option: str) -> bool:
+    """Does the model's forward pass take this argument?"""
     return option in inspect.signature(model.forward).parameters
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """The time in seconds, once the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -7,23 +7,19 @@ table.md, .csv    written when the run ends
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
-from filelock import FileLock, Timeout
-
 from swaa.config import Experiment, load_experiment
+from swaa.engine.resumable import MEND, ResumableFolder
 from swaa.errors import UserError
 from swaa.report import Key, Record, Row, read_records, to_csv, to_markdown
 
 EXPERIMENT = "experiment.yaml"
 RECORDS = "records.jsonl"
-LOCK = ".lock"
 TABLES = {"table.md": to_markdown, "table.csv": to_csv}
-_MEND = "Choose another folder with --output, or delete these results with --fresh."
 
 
-class RunFolder:
+class RunFolder(ResumableFolder):
     """The folder ``experiment.output``, for a run or for the continuation of one; a context that locks it.
 
     Entering makes the folder, or goes on in it; ``fresh`` deletes what a former run wrote there.
@@ -34,28 +30,9 @@ class RunFolder:
     """
 
     def __init__(self, experiment: Experiment, *, fresh: bool = False) -> None:
-        self.path = experiment.output
+        super().__init__(experiment.output)
         self._experiment = experiment
         self._fresh = fresh
-        self._lock = FileLock(self.path / LOCK)
-
-    def __enter__(self) -> RunFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as locked:
-                locked.enter_context(self._lock.acquire(timeout=0))
-                self._begin()
-                locked.pop_all()  # all is well: keep the lock
-        except Timeout as error:
-            mend = "Wait for it, or choose another folder with --output."
-            raise UserError(f"another process is running in {self.path}. {mend}") from error
-        except OSError as error:
-            mend = "Choose another with --output."
-            raise UserError(f"output folder {self.path}: {error.strerror}. {mend}") from error
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
     def records(self) -> list[Record]:
         """The records so far, in the order they were written."""
@@ -79,9 +56,8 @@ class RunFolder:
 
     def _begin(self) -> None:
         if self._fresh:
-            for name in (EXPERIMENT, RECORDS, *TABLES):
-                (self.path / name).unlink(missing_ok=True)
-        self._drop_torn_line()
+            self._delete(EXPERIMENT, RECORDS, *TABLES)
+        self._drop_torn_line(RECORDS)
         self._check_same()
         (self.path / EXPERIMENT).write_text(self._experiment.to_yaml(), encoding="utf-8")
 
@@ -89,22 +65,11 @@ class RunFolder:
         if not self.records():
             return
         if not (self.path / EXPERIMENT).exists():
-            raise UserError(f"{self.path} has records, and no {EXPERIMENT} to say of what. {_MEND}")
+            raise UserError(f"{self.path} has records, and no {EXPERIMENT} to say of what. {MEND}")
         changes = differences(load_experiment(self.path / EXPERIMENT), self._experiment)
         if changes:
             listed = "".join(f"\n  {change}" for change in changes)
-            raise UserError(f"{self.path} holds results of a different experiment:{listed}\n{_MEND}")
-
-    def _drop_torn_line(self) -> None:
-        """Remove what follows the last line end of the records: a line that an interruption tore."""
-        path = self.path / RECORDS
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
+            raise UserError(f"{self.path} holds results of a different experiment:{listed}\n{MEND}")
 
 
 def differences(before: Experiment, now: Experiment) -> list[str]:

@@ -28,7 +28,7 @@ class CacheBooks:
     def __init__(self, prompt: Prompt | None) -> None:
         self.prompt = prompt
         self.presumed = False
-        """Is that only presumed, and so refuted by a step that no crop has come before?"""
+        """Is ``recording`` only presumed, and so refuted by a step that no crop has come before?"""
         self.clear()
 
     def clear(self) -> None:
@@ -95,8 +95,7 @@ class CacheBooks:
             self.recording = self.presumed = False
         self._note(step.positions_RQ >= 0)
         self._tokens_R, self._prompt_R = step.next_R, step.prompt_R
-        self._programs.clear()
-        self._masks.clear()
+        self.release()  # a pass that failed half-way has not
 
     def _prompt_lengths(self, prompt: Prompt | None, mask_BS: Tensor | None) -> Tensor | None:
         if prompt is None:

@@ -1,0 +1,65 @@
+"""A folder of results that grow line by line, that one process at a time writes, and that a later one goes on with."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from swaa.errors import UserError
+
+MEND = "Choose another folder with --output, or delete these results with --fresh."
+_LOCK = ".lock"
+
+
+class ResumableFolder(ABC):
+    """A context that makes the folder, locks it and goes on in it.
+
+    Raises:
+        UserError: the folder cannot be made, or another process runs in it; and what :meth:`_begin` raises.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / _LOCK)
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as locked:
+                locked.enter_context(self._lock.acquire(timeout=0))
+                self._begin()
+                locked.pop_all()  # all is well: keep the lock
+        except Timeout as error:
+            mend = "Wait for it, or choose another folder with --output."
+            raise UserError(f"another process is running in {self.path}. {mend}") from error
+        except OSError as error:
+            mend = "Choose another with --output."
+            raise UserError(f"output folder {self.path}: {error.strerror}. {mend}") from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Check and prepare what is there; the lock is held."""
+
+    def _delete(self, *names: str) -> None:
+        """Remove what a former run wrote."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _drop_torn_line(self, name: str) -> None:
+        """Remove what follows the last line end of a file: a line that an interruption tore."""
+        path = self.path / name
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
