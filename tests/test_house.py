@@ -108,7 +108,7 @@ def test_every_part_has_its_place_in_the_table() -> None:
         ("graders.py", "from swaa.hf import load"),
         ("report/table.py", "import torch"),
         ("report/table.py", "import swaa.engine.evaluate"),
-        ("cli.py", "import torch"),
+        ("cli/main.py", "import torch"),
         ("newroom.py", "from swaa.policies import base"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_planted_violation_is_caught(tmp_path: Path, file: str, source: str) -
         ),
         ("hf/apply.py", "import transformers, peft, torch\nfrom swaa.compiler import dense"),
         ("engine/tune.py", "import lightning\nfrom swaa.hf.loading import load"),
-        ("cli.py", "from swaa.engine import run\nimport argparse, rich"),
+        ("cli/main.py", "from swaa.engine import run\nimport argparse, rich"),
     ],
 )
 def test_what_is_allowed_is_not_caught(tmp_path: Path, file: str, source: str) -> None:

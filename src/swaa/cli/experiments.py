@@ -1,0 +1,111 @@
+"""``swaa run``, ``swaa bench`` and ``swaa validate``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from swaa.cli.common import add_file, make_console
+
+if TYPE_CHECKING:
+    from swaa.cli.common import Subparsers
+    from swaa.config import Benchmark
+
+
+def add_run(subparsers: Subparsers) -> None:
+    """``swaa run FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("run", help="run an experiment, or go on with one that was interrupted")
+    add_file(parser)
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's former results first")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run an experiment and print its tables."""
+    from swaa.config import load_experiment
+
+    experiment = load_experiment(args.file, args.overrides, output=args.output)
+    from swaa.engine import run_experiment  # a mistake in the file is told before seconds of imports
+    from swaa.report import NOTE, to_rich
+
+    rows = run_experiment(experiment, fresh=args.fresh)
+    console = make_console()
+    for table in to_rich(rows):
+        console.print(table)
+    console.print(NOTE, style="dim", markup=False)
+    console.print(f"Records and tables: {experiment.output}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def add_validate(subparsers: Subparsers) -> None:
+    """``swaa validate FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("validate", help="check an experiment or benchmark file without running it")
+    add_file(parser)
+    parser.set_defaults(handler=validate, output=None)
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Check an experiment or benchmark file and print what it would run."""
+    from swaa.config import Benchmark, load_file
+
+    experiment = load_file(args.file, args.overrides)
+    if isinstance(experiment, Benchmark):
+        return _validate_benchmark(args.file, experiment)
+    counts = {
+        "recipes": len(experiment.recipes),
+        "tasks": len(experiment.tasks),
+        "lengths": len(experiment.lengths),
+        "examples": experiment.num_examples,
+    }
+    grid = " x ".join(f"{count} {name if count > 1 else name[:-1]}" for name, count in counts.items())
+    total = experiment.num_samples
+    console = make_console()
+    where = f"on {experiment.model.name} -> {experiment.output}"
+    console.print(
+        f"{args.file} is valid: {grid} = {total} sample{'s' * (total > 1)} {where}", highlight=False, soft_wrap=True
+    )
+    for recipe in experiment.recipes:
+        console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _validate_benchmark(file: str, benchmark: Benchmark) -> int:
+    total = len(benchmark.entries) * len(benchmark.lengths) * benchmark.repeats
+    sizes = f"{len(benchmark.entries)} rows x {len(benchmark.lengths)} lengths x {benchmark.repeats} repeats"
+    line = f"{file} is valid: {sizes} = {total} requests on {benchmark.model.label} -> {benchmark.output}"
+    console = make_console()
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for baseline in benchmark.baselines:
+        console.print(f"  {baseline.name}", highlight=False, markup=False)
+    for recipe in benchmark.recipes:
+        console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def add_bench(subparsers: Subparsers) -> None:
+    """``swaa bench FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("bench", help="time recipes and baselines on a model, or go on with it")
+    add_file(parser, "the benchmark, in YAML", "a field to set, such as lengths=[512] or model.dtype=float32")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's former timings first")
+    parser.set_defaults(handler=bench)
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run a benchmark and print its tables; the exit code is 1 if a row is not equal to the dense mask."""
+    from swaa.config import load_benchmark
+
+    benchmark = load_benchmark(args.file, args.overrides, output=args.output)
+    from swaa.engine.bench import run_benchmark  # a mistake in the file is told before seconds of imports
+    from swaa.report.bench_table import NOTE, facts, to_rich
+
+    result = run_benchmark(benchmark, fresh=args.fresh)
+    console = make_console()
+    for line in facts(result):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for table in to_rich(result):
+        console.print(table)
+    console.print(NOTE, style="dim", markup=False)
+    console.print(f"Timings, tables and plots: {benchmark.output}", highlight=False, soft_wrap=True)
+    return 0 if result.sound else 1

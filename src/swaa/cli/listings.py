@@ -1,0 +1,89 @@
+"""``swaa ls`` and ``swaa fetch``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swaa.cli.common import add_plugins, make_console
+
+if TYPE_CHECKING:
+    from swaa.cli.common import Subparsers
+
+
+def add_ls(subparsers: Subparsers) -> None:
+    """``swaa ls policies|tasks|models``"""
+    parser = subparsers.add_parser("ls", help="list what there is")
+    parser.add_argument("what", choices=sorted(LISTINGS))
+    add_plugins(parser)
+    parser.set_defaults(handler=ls)
+
+
+def ls(args: argparse.Namespace) -> int:
+    """Print a listing, one name a line with what it is."""
+    from rich.table import Table
+
+    from swaa.policies import load_plugin
+
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for line in LISTINGS[args.what]():
+        table.add_row(*line)
+    make_console().print(table, highlight=False, markup=False)
+    return 0
+
+
+def list_policies() -> list[tuple[str, ...]]:
+    """Name, meaning and an example of each policy."""
+    from swaa.policies import get_policy, policy_names
+
+    classes = [get_policy(name) for name in policy_names()]
+    return [(kind.__name__, _summary(kind), repr(kind.examples()[0])) for kind in classes]
+
+
+def list_tasks() -> list[tuple[str, ...]]:
+    """Name, meaning and parameters (with their defaults) of each task."""
+    from swaa.tasks import get_task, task_names
+
+    def parameters(task: type) -> str:
+        return ", ".join(f"{field.name}: {json.dumps(field.default)}" for field in dataclasses.fields(task))
+
+    return [(name, f"{_summary(get_task(name))}\n{parameters(get_task(name))}") for name in task_names()]
+
+
+def list_models() -> list[tuple[str, ...]]:
+    """Name, licence and size of each model that needs no model hub."""
+    from swaa.hf.weights import CATALOGUE
+
+    return [(model.name, model.licence, f"{model.num_bytes / 1e6:.0f} MB") for model in CATALOGUE.values()]
+
+
+def add_fetch(subparsers: Subparsers) -> None:
+    """``swaa fetch NAME``"""
+    parser = subparsers.add_parser("fetch", help="download a model of the catalogue into the cache")
+    parser.add_argument("name", metavar="NAME", help="see 'swaa ls models'")
+    parser.set_defaults(handler=fetch)
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Fetch a model and print its folder."""
+    from swaa.hf.weights import fetch
+
+    print(fetch(args.name))
+    return 0
+
+
+def _summary(documented: object) -> str:
+    """The first line of a docstring."""
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+LISTINGS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+    "policies": list_policies,
+    "tasks": list_tasks,
+    "models": list_models,
+}
