@@ -199,7 +199,16 @@ class Packed:
     extra: tuple[int, int] = (0, 0)
 
 
-Scene = Contiguous | Padded | Packed
+@dataclass(frozen=True)
+class Turns:
+    """A scene without prompts; ``decodes`` tells the phase of each query slot, one row for all samples or one each."""
+
+    scene: Contiguous | Padded | Packed
+    decodes: tuple[tuple[bool, ...], ...]
+    extra: tuple[int, int] = (0, 0)
+
+
+Scene = Contiguous | Padded | Packed | Turns
 
 
 def slots(scene: Scene) -> list[tuple[list[Slot], list[Slot]]]:
@@ -237,6 +246,12 @@ def _samples(scene: Scene) -> Iterator[tuple[list[Slot], list[Slot]]]:
                     prompt = prompt[d] if isinstance(prompt, tuple) else prompt
                     line += [Slot(i, d, _phase(i, prompt)) for i in range(length)]
                 yield line, line
+        case Turns(inner, decodes, _):
+            samples = list(_samples(inner))
+            for b in range(max(len(samples), len(decodes))):
+                queries, keys = samples[b if len(samples) > 1 else 0]
+                phases = ["decode" if flag else "prefill" for flag in decodes[b if len(decodes) > 1 else 0]]
+                yield [Slot(q.position, q.document, phase) for q, phase in zip(queries, phases, strict=True)], keys
 
 
 def _phase(position: int, prompt: int | None) -> str:

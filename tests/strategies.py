@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 
 import oracle
 import swaa
-from oracle import Atom, Complement, Contiguous, Intersection, Model, Packed, Padded, Place, Scope, Stack, Union
+from oracle import (
+    Atom,
+    Complement,
+    Contiguous,
+    Intersection,
+    Model,
+    Packed,
+    Padded,
+    Place,
+    Scope,
+    Stack,
+    Turns,
+    Union,
+)
 from swaa.compiler.layout import TokenLayout
 from swaa.policies import AttentionPolicy, Index, LayerPolicy, Predicate, bind
 
@@ -119,6 +132,9 @@ def bound_layer(recipe: oracle.Recipe, model: Model, layer: int) -> LayerPolicy:
 
 def layout_of(scene: oracle.Scene) -> TokenLayout:
     """The layout of a scene, through swaa's constructors."""
+    if isinstance(scene, Turns):
+        layout = layout_of(scene.scene).with_decodes(torch.tensor(scene.decodes))
+        return layout.pad_to(layout.query_length + scene.extra[0], layout.key_length + scene.extra[1])
     prompts = scene.prompts
     if isinstance(prompts, tuple):
         columns = max((len(row) for row in prompts if isinstance(row, tuple)), default=0)
@@ -278,9 +294,27 @@ def packed(draw: st.DrawFn, longest: int) -> Packed:
 
 @functools.cache
 @st.composite
+def turns(draw: st.DrawFn, longest: int) -> Turns:
+    """Any of these scenes, with phases that change wherever they like, alike in all samples or not."""
+    scene = replace(draw(st.one_of(contiguous(longest), padded(longest), packed(longest))), prompts=None)
+    samples = oracle.slots(scene)
+    length = len(samples[0][0])
+    rows = []
+    for _ in range(draw(st.sampled_from((1, len(samples) if len(samples) > 1 else 3)))):
+        changes, phase = draw(st.sets(st.integers(0, length - 1), max_size=6)), False
+        row = []
+        for slot in range(length):
+            phase ^= slot in changes
+            row.append(phase)
+        rows.append(tuple(row))
+    return Turns(scene, tuple(rows))
+
+
+@functools.cache
+@st.composite
 def scenes(draw: st.DrawFn, longest: int = 22) -> oracle.Scene:
     """Token layouts of all kinds; one in four with empty slots added behind, as bucketed lengths have them."""
-    scene = draw(st.one_of(contiguous(longest), padded(longest), packed(longest)))
+    scene = draw(st.one_of(contiguous(longest), padded(longest), packed(longest), turns(longest)))
     if draw(st.integers(0, 3)):
         return scene
     extra = (draw(st.integers(0, 5)), draw(st.integers(0, 5)))

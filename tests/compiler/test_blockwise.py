@@ -13,7 +13,7 @@ from torch import Tensor
 
 import oracle
 from measure import time_and_memory
-from oracle import Atom, Complement, Contiguous, Model, Packed, Padded, Place, Scope, Union
+from oracle import Atom, Complement, Contiguous, Model, Packed, Padded, Place, Scope, Turns, Union
 from strategies import Case, bound_layer, cases, layout_of
 from swaa import FullAttention, SinkTokens, SlidingWindow
 from swaa.compiler import blockrows
@@ -112,6 +112,13 @@ LONGER = {
     "packed documents": (
         Scope(WINDOW_AND_SINKS, Place(phase="decode"), Atom("Dilated", (3,))),
         Packed(((100, 40, 60), (200,)), ((30, 0, 60), (90,))),
+    ),
+    "packed turns": (
+        Scope(WINDOW_AND_SINKS, Place(phase="prefill"), Atom("SlidingWindow", (9,))),
+        Turns(
+            Packed(((100, 40, 60), (200,))),
+            (tuple(i % 70 >= 25 for i in range(200)), tuple(i // 3 % 2 == 0 for i in range(200))),
+        ),
     ),
     "a chunk over a cache that begins late": (WINDOW_AND_SINKS, Contiguous(70, 150, 230, 150, prompts=(260, 240))),
     "a chunk that sees all": (Atom("FullAttention"), Contiguous(70, 203, 133)),

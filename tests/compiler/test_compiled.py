@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import oracle
-from oracle import Atom, Complement, Contiguous, Model, Packed, Padded, Place, Scope, Union
+from oracle import Atom, Complement, Contiguous, Model, Packed, Padded, Place, Scope, Turns, Union
 from strategies import bound_layer, layout_of
 from swaa import SinkTokens, SlidingWindow
 from swaa.compiler.layout import TokenLayout
@@ -53,6 +53,10 @@ CASES = {
     "packed documents with prompts of their own": (
         Scope(WINDOW_AND_SINKS, Place(phase="decode"), Atom("Dilated", (3,))),
         Packed(((100, 40, 60), (200,)), ((30, 0, 60), (90,))),
+    ),
+    "turns that change the phase again and again": (
+        Scope(WINDOW_AND_SINKS, Place(phase="prefill"), Atom("SlidingWindow", (9,))),
+        Turns(Packed(((100, 40, 60), (200,))), (tuple(i % 70 >= 25 for i in range(200)),)),
     ),
     "a chunk over a cache that begins late": (WINDOW_AND_SINKS, Contiguous(70, 150, 230, 150, prompts=(260, 240))),
     "nothing to see": (Complement(Atom("SlidingWindow", (30,))), Contiguous(140, 140)),

@@ -59,6 +59,30 @@ def test_positions_by_hand() -> None:
     assert kept_counting.query_positions_BQ.tolist() == [[0, 1, 2, 0, 1]], "a document's positions count from 0"
 
 
+def test_phases_said_token_by_token() -> None:
+    """They change as often as they like, and are nobody's business where there is no token."""
+    turns = torch.tensor([[True, False, True, False, True]])
+    left = TokenLayout.padded(torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])).with_decodes(turns)
+    assert left.query_decodes_BQ.tolist() == [[False, False, True, False, True], turns[0].tolist()]
+    packed = TokenLayout.packed(torch.tensor([[0, 1, 2, 0, 1]])).with_decodes(turns)
+    assert packed.query_decodes_BQ.tolist() == turns.tolist()
+    assert packed.query_documents_BQ is not None
+    part = packed.queries(1, 3)
+    assert part.query_decodes_BQ.tolist() == [[False, True]]
+    assert packed.pad_to(7, 7).query_decodes_BQ.tolist() == [[*turns[0].tolist(), False, False]]
+    assert packed.to("cpu").query_decodes_BQ.tolist() == turns.tolist()
+
+
+def test_samples_that_differ_in_their_phases_only_are_not_laid_out_alike() -> None:
+    layout = TokenLayout.contiguous(4)
+    turns = torch.tensor([[False, True, False, True], [True, False, False, False], [False] * 4])
+    assert layout.batch_size == 1
+    assert layout.with_decodes(turns[:1]).batch_size == 1
+    assert layout.with_decodes(turns).batch_size == 3
+    assert layout.with_decodes(turns).is_square, "phases do not move tokens"
+    assert TokenLayout.packed(torch.tensor([[0, 1, 0, 1]])).with_decodes(turns).batch_size == 3
+
+
 def test_a_moved_layout_is_the_same_layout() -> None:
     square = TokenLayout.contiguous(8)
     assert square.is_square

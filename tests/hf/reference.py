@@ -96,6 +96,7 @@ class _Setting:
     meaning: Meaning = FULL.meaning
     prompt: int = 1 << 30
     documents: tuple[int, ...] = ()
+    decodes: tuple[bool, ...] = ()
     native: dict[int, Meaning] = field(default_factory=dict)
     mutation: Mutation = field(default_factory=Mutation)
 
@@ -109,6 +110,7 @@ def reference(
     meaning: Meaning,
     *,
     prompt: int = 1 << 30,
+    decodes: tuple[bool, ...] = (),
     native: dict[int, Meaning] | None = None,
     mutation: Mutation = Mutation(),  # frozen
 ) -> Iterator[None]:
@@ -117,6 +119,7 @@ def reference(
     Args:
         meaning: the policy.
         prompt: tokens of the row that are the prompt.
+        decodes: the phase of each token, where it changes more than once; then ``prompt`` is left out.
         native: by layer, what the model's own mask shows.
         mutation: what to get wrong.
     """
@@ -124,7 +127,7 @@ def reference(
     assert _setting == _Setting(), "references do not nest"
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    _setting = _Setting(meaning, prompt, (), native or {}, mutation)
+    _setting = _Setting(meaning, prompt, (), decodes, native or {}, mutation)
     try:
         yield
     finally:
@@ -138,7 +141,7 @@ def loop_mask(layer: int, heads: int, length: int) -> Tensor:
     mask = torch.zeros(heads, length, length, dtype=torch.bool)
     for head in range(heads):
         for q in range(length):
-            decodes = q >= setting.prompt + setting.mutation.prompt
+            decodes = setting.decodes[q] if setting.decodes else q >= setting.prompt + setting.mutation.prompt
             for k in range(q + 1):
                 at = At(q, k, layer, head, decodes, setting.mutation)
                 own = setting.native.get(layer)

@@ -28,7 +28,8 @@ class TokenLayout:
     Attributes:
         query_positions_BQ: int64 logical positions from 0; ``PADDING`` where the slot holds no token.
         key_positions_BK: the same for keys.
-        query_decodes_BQ: bool, True for queries of the decode phase.
+        query_decodes_BQ: bool, True for queries of the decode phase. Prompt lengths make it monotone in the position;
+            :meth:`with_decodes` need not.
         query_documents_BQ: int64 number of the packed document, or None where a sample is one document.
         key_documents_BK: the same for keys.
         is_square: queries and keys are the same tokens, without padding or documents: plain causal kernels fit.
@@ -129,6 +130,14 @@ class TokenLayout:
     def _with_phase(cls, queries_BQ: Tensor, keys_BK: Tensor, prompt_lengths: Tensor | int | None) -> TokenLayout:
         decodes_BQ = _decodes(queries_BQ, prompt_lengths)
         return cls(queries_BQ, keys_BK, decodes_BQ)
+
+    def with_decodes(self, decodes_BQ: Tensor) -> TokenLayout:
+        """The same layout with the phase said query by query, as samples of several turns need it.
+
+        Args:
+            decodes_BQ: bool, one row for all samples or [B, Q]; slots that hold no token count as prefill.
+        """
+        return replace(self, query_decodes_BQ=decodes_BQ.to(self.device) & (self.query_positions_BQ >= 0))
 
     @property
     def batch_size(self) -> int:

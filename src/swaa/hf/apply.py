@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -37,6 +38,9 @@ class PolicyHandle:
         self._base = base
         self._decoder = decoder
         self._spec = spec
+        """What the config holds as long as no other handle has put a policy on top."""
+        self._blocks = 0
+        """Blocks of :meth:`using` that are open."""
         self._previous_spec = getattr(decoder.config, ATTRIBUTE, _MISSING)
         self._previous_implementation = decoder.config._attn_implementation
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -57,18 +61,57 @@ class PolicyHandle:
         self._marked = mark(self._base)
         return self
 
+    @contextmanager
+    def using(self, policy: AttentionPolicy | str | Mapping[str, Any]) -> Iterator[None]:
+        """Inside the block the model runs under another policy, with the kernel and eviction of this handle.
+
+        Cheap, for a teacher's forward pass or a validation within training: nothing is installed or taken off. Blocks
+        nest, and leave what is in force outside as it was, after an exception, too. A forward pass keeps its policy for
+        its backward pass, wherever that runs.
+
+        Args:
+            policy: as in :func:`apply_policy`. ``self.policy`` stays the one that was applied.
+
+        Raises:
+            UserError: the model cannot run under the policy; this handle has been removed; another policy is on top.
+        """
+        if self._removed:
+            raise UserError(f"{self.policy}: the policy was removed from the model. Apply it again, with apply_policy.")
+        self._check_that_nothing_is_on_top()
+        outside = self._spec
+        spec = _checked_spec(self._decoder.config, parse_policy(policy), outside["kernel"], outside["evict"])
+        self._put(spec)
+        self._blocks += 1
+        try:
+            yield
+        finally:
+            self._blocks -= 1
+            self._check_that_nothing_is_on_top()
+            self._put(outside)
+
+    def _put(self, spec: dict[str, Any]) -> None:
+        self._spec = spec
+        setattr(self._decoder.config, ATTRIBUTE, spec)
+
+    def _check_that_nothing_is_on_top(self) -> None:
+        if getattr(self._decoder.config, ATTRIBUTE, None) is not self._spec:
+            raise UserError(
+                f"{self.policy}: another policy was applied on top of this one. Remove policies in reverse order."
+            )
+
     def remove(self) -> None:
         """Restore the model exactly as it was before; a second call does nothing.
 
         Raises:
-            UserError: another policy was put on top of this one; remove that one first.
+            UserError: another policy was put on top of this one, or a block of :meth:`using` is open; end that first.
         """
         if self._removed:
             return
         config = self._decoder.config
-        if getattr(config, ATTRIBUTE, None) is not self._spec:
+        self._check_that_nothing_is_on_top()
+        if self._blocks:
             raise UserError(
-                f"{self.policy}: another policy was applied on top of this one. Remove policies in reverse order."
+                f"{self.policy}: cannot be removed inside a block of using(). Leave the block, then remove the policy."
             )
         for hook in self._hooks:
             hook.remove()
@@ -108,8 +151,9 @@ def apply_policy(
     refuse it. To save plain weights, remove the policy first.
 
     A forward pass is one prompt unless told otherwise: pass ``prompt_lengths`` (int tensor [B]: real prompt tokens of
-    each sample) to ``model(...)`` for samples that hold prompt and answer. In ``generate()`` it is known,
-    unless the prompt is read in chunks: see :func:`swaa.declare_prompt`.
+    each sample) to ``model(...)`` for samples that hold prompt and answer, or ``decode_mask`` (bool tensor [B, S]: True
+    where a token decodes) where they hold several of each. In ``generate()`` it is known, unless the prompt is read in
+    chunks: see :func:`swaa.declare_prompt`.
 
     Args:
         model: a causal language model of transformers, or a PEFT wrapper around one.
@@ -125,11 +169,16 @@ def apply_policy(
     check_kernel_request(kernel)
     parsed = parse_policy(policy)
     base, decoder = _base_and_decoder(model)
-    spec = make_spec(parsed, kernel, evict)
-    config = decoder.config
+    spec = _checked_spec(decoder.config, parsed, kernel, evict)
+    return PolicyHandle(base, decoder, parsed, spec)._install()
+
+
+def _checked_spec(config: Any, policy: AttentionPolicy, kernel: str, evict: bool) -> dict[str, Any]:
+    """The spec of a policy that the model can run under."""
+    spec = make_spec(policy, kernel, evict)
     bound = PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what is not there
     _refuse_where_there_is_no_attention(config, bound)
-    return PolicyHandle(base, decoder, parsed, spec)._install()
+    return spec
 
 
 def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:

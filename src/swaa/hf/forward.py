@@ -1,7 +1,7 @@
 """The forward hooks: what one forward pass knows beyond its tensors, found out and passed on to attention.
 
 transformers hands attention neither the cache nor the caller's own arguments. A forward pre-hook on the decoder sees
-them all: where the prompt ends, packed documents, the cache. The hooks keep no state.
+them all: which tokens are prompt, packed documents, the cache. The hooks keep no state.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from swaa.hf.prompt import (
     CONTEXT_KEY,
     ForwardContext,
     Prompt,
+    checked_decode_mask,
     dropped_context,
     known_prompt,
     remember,
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The forward pre-hook: find the prompt's length and packing, and pass them on."""
+    """The forward pre-hook: find the phases and packing, and pass them on."""
     if args:
         kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     kwargs = dict(kwargs)
@@ -46,23 +47,25 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         raise invalid(
             "output_attentions", accepted="False under a policy, as no kernel gives weights", got=True, mend=mend
         )
-    lengths = kwargs.pop("prompt_lengths", None)
+    lengths, decode_mask = kwargs.pop("prompt_lengths", None), kwargs.pop("decode_mask", None)
     tokens = next(
         (value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if value is not None), None
     )
     if tokens is None:
         return (), kwargs  # the model itself will say what is missing
     cache = kwargs.get("past_key_values")
+    if decode_mask is not None:
+        decode_mask = checked_decode_mask(decode_mask, tokens, lengths, cache)
     seen = 0 if cache is None else _seen_by(cache)
     packed = None
     if seen == 0:
         cached = cache is not None or _makes_a_cache(decoder, kwargs)
         packed = _packed_positions(kwargs.get("position_ids"), kwargs.get("attention_mask"), cached)
-    if packed is None and seen == 0:
+    if packed is None and seen == 0 and decode_mask is None:
         cache = _evicting(decoder, cache, kwargs)
         if cache is not None:
             kwargs["past_key_values"] = cache
-    prompt = None
+    prompt = None if decode_mask is None else Prompt(masked=True)
     if lengths is not None:
         prompt = Prompt(lengths=_checked_lengths(lengths, len(tokens), packed is not None), declared=True)
     if cache is not None:
@@ -74,7 +77,7 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         policy = policy_on(decoder.config)
         phased = prompt if policy.by_phase else None
         books.begin(policy.policy, tokens.shape[1], kwargs.get("attention_mask"), seen, phased)
-    kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache)
+    kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache, decode_mask)
     return (), kwargs
 
 
@@ -101,7 +104,7 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """
     logits, cache = kwargs.get("logits_to_keep"), kwargs.get("past_key_values")
     policy = policy_on(model.config)
-    if not isinstance(logits, int):
+    if not isinstance(logits, int) or kwargs.get("decode_mask") is not None:
         return
     if logits > 1 and cache is not None and _evicting(model, cache, kwargs) is cache and hasattr(cache, BOOKS):
         _presume_recording(cache)
@@ -110,7 +113,7 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if cache is None and logits == 1 and kwargs.get("use_cache") is False:
         raise UserError(
             f"{policy.policy}: the policy depends on where the prompt ends, and generate(use_cache=False) does not "
-            f"show it. Generate with a cache; in a forward pass of your own, give prompt_lengths."
+            f"show it. Generate with a cache; in a forward pass of your own, give prompt_lengths or decode_mask."
         )
     if cache is not None and logits > 1 and int(cache.get_seq_length()) == 0:
         known = known_prompt(cache, seen=0)
@@ -131,11 +134,13 @@ def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, 
         known = given
     elif seen == 0 and (known is None or not known.declared):
         known = Prompt(width=queries)
-    elif known is None or not (known.declared or (queries == 1 and seen >= (known.width or 0))):
+    elif known is None or not (known.declared or _is_decoding(known, queries, seen)):
         policy = policy_on(decoder.config)
         if policy.by_phase:
             reason = "this cache was filled before the policy was applied"
-            if known is not None:
+            if known is not None and known.masked:
+                reason = "the decode_mask that this cache was filled with says nothing of further tokens"
+            elif known is not None:
                 reason = (
                     f"{queries} tokens were added to a cache of {seen} whose prompt had ended "
                     "(chunked prefill, assisted decoding or another turn)"
@@ -143,6 +148,11 @@ def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, 
             raise undeclared(policy.policy, reason)
         known = known or Prompt(width=seen + queries)
     return _for_batch(known, len(tokens))
+
+
+def _is_decoding(known: Prompt, queries: int, seen: int) -> bool:
+    """Is the new token one that was generated, after the prompt of the cache's first forward pass?"""
+    return queries == 1 and seen >= (known.width or 0) and not known.masked
 
 
 def _for_batch(prompt: Prompt, batch: int) -> Prompt:

@@ -131,6 +131,10 @@ class MaskPlan(BlockMask):
         return not bool(torch.as_tensor(self.mask_function(samples, 0, queries, queries - 1)).all())
 
     def _layout(self, context: ForwardContext) -> TokenLayout:
+        layout = self._layout_by_prompt(context)
+        return layout if context.decode_mask is None else layout.with_decodes(context.decode_mask)
+
+    def _layout_by_prompt(self, context: ForwardContext) -> TokenLayout:
         prompt = context.prompt or Prompt()
         if context.packed_positions is not None:
             positions = context.packed_positions.to(self.device).expand(self.batch_size, -1)

@@ -35,6 +35,8 @@ class Prompt:
     """Did the user say so? Otherwise it is the width of the cache's first forward pass."""
     packed: bool = False
     """Were the prompts packed documents? Then nothing can be added to the cache."""
+    masked: bool = False
+    """Did a mask tell the phase of each token that came? Then the phase of those to come is not known."""
     started: bool = False
     """Has a forward pass begun with it? Then an empty cache has been reset, and awaits another prompt."""
 
@@ -42,11 +44,19 @@ class Prompt:
 class ForwardContext:
     """What the pre-hook found out. No dataclass: wrappers such as FSDP copy those, and ``arrived`` would be lost."""
 
-    def __init__(self, prompt: Prompt | None = None, packed_positions: Tensor | None = None, cache: Any = None) -> None:
+    def __init__(
+        self,
+        prompt: Prompt | None = None,
+        packed_positions: Tensor | None = None,
+        cache: Any = None,
+        decode_mask: Tensor | None = None,
+    ) -> None:
         self.prompt = prompt
         self.packed_positions = packed_positions
         self.cache = cache
         """The cache, where its layers drop keys."""
+        self.decode_mask = decode_mask
+        """The queries of the decode phase, bool [B, Q], where the caller has said it token by token."""
         self.arrived = False
         """Has an attention layer got it? Some models drop keyword arguments on the way."""
 
@@ -69,7 +79,9 @@ def declare_prompt(cache: Any, prompt_lengths: Tensor | int) -> Any:
     if lengths.is_floating_point() or lengths.dim() > 1 or bool((lengths < 0).any()):
         mend = "Count the tokens that are not padding."
         raise invalid("prompt_lengths", accepted="ints >= 0, one per sample", got=prompt_lengths, mend=mend)
-    remember(cache, Prompt(lengths=lengths.reshape(-1), declared=True))
+    known = remembered(cache)
+    packed = known is not None and known.packed  # a declaration does not undo it
+    remember(cache, Prompt(lengths=lengths.reshape(-1), declared=True, packed=packed))
     return cache
 
 
@@ -104,6 +116,41 @@ def undeclared(policy: AttentionPolicy, reason: str) -> UserError:
         f"Say where: swaa.declare_prompt(cache, prompt_lengths), before the forward pass, with the cache passed as "
         f"past_key_values."
     )
+
+
+def checked_decode_mask(given: Any, tokens: Tensor, lengths: Any, cache: Any) -> Tensor:
+    """The ``decode_mask`` of a forward pass over ``tokens``, bool [B, S].
+
+    Raises:
+        UserError: it does not fit the tokens, or something else tells the phases, too.
+    """
+    if lengths is not None:
+        raise UserError(
+            "decode_mask: expected no prompt_lengths beside it, got both, and each tells which tokens decode. "
+            "Give prompt_lengths where samples hold one prompt and one answer, and decode_mask where they hold more."
+        )
+    shape = tuple(tokens.shape[:2])
+    mask = given if isinstance(given, Tensor) else None
+    if mask is None or mask.dtype != torch.bool or mask.shape != shape or mask.device != tokens.device:
+        got = type(given).__name__
+        if mask is not None:
+            got = f"{str(mask.dtype).removeprefix('torch.')} of shape {list(mask.shape)} on {mask.device}"
+        raise UserError(
+            f"decode_mask: expected bool of shape {list(shape)} on {tokens.device}, as the tokens are, got {got}. "
+            f"Give True for each token that decodes as a query."
+        )
+    if cache is not None:
+        seen = int(cache.get_seq_length())
+        known = known_prompt(cache, seen)
+        found = "a cache that drops keys" if hasattr(cache, BOOKS) else None
+        found = "a cache with a declared prompt" if known is not None and known.declared else found
+        found = f"a cache of {seen} tokens" if seen else found
+        if found is not None:
+            raise UserError(
+                f"decode_mask: expected a forward pass without a cache, got {found}. Leave past_key_values out; where "
+                f"there is a cache, say swaa.declare_prompt(cache, prompt_lengths) instead."
+            )
+    return mask
 
 
 def known_prompt(cache: Any, seen: int) -> Prompt | None:
