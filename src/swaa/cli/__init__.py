@@ -16,6 +16,7 @@ from swaa import __version__
 from swaa.cli.experiments import add_bench, add_run, add_validate
 from swaa.cli.listings import add_fetch, add_ls
 from swaa.cli.policies import add_draw, add_explain
+from swaa.cli.tuning import add_distill, add_finetune, add_merge
 from swaa.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_run,
+    add_distill,
+    add_finetune,
+    add_merge,
     add_bench,
     add_validate,
     add_ls,

@@ -9,7 +9,7 @@ from swaa.cli.common import add_file, make_console
 
 if TYPE_CHECKING:
     from swaa.cli.common import Subparsers
-    from swaa.config import Benchmark
+    from swaa.config import Benchmark, Distillation, FineTuning
 
 
 def add_run(subparsers: Subparsers) -> None:
@@ -40,18 +40,22 @@ def run(args: argparse.Namespace) -> int:
 
 def add_validate(subparsers: Subparsers) -> None:
     """``swaa validate FILE [KEY=VALUE …]``"""
-    parser = subparsers.add_parser("validate", help="check an experiment or benchmark file without running it")
+    parser = subparsers.add_parser("validate", help="check a file of any kind without running it")
     add_file(parser)
     parser.set_defaults(handler=validate, output=None)
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Check an experiment or benchmark file and print what it would run."""
-    from swaa.config import Benchmark, load_file
+    """Check a file of any kind and print what it would run."""
+    from swaa.config import Benchmark, Distillation, FineTuning, load_file
 
     experiment = load_file(args.file, args.overrides)
     if isinstance(experiment, Benchmark):
         return _validate_benchmark(args.file, experiment)
+    if isinstance(experiment, FineTuning):
+        return _validate_finetuning(args.file, experiment)
+    if isinstance(experiment, Distillation):
+        return _validate_distillation(args.file, experiment)
     counts = {
         "recipes": len(experiment.recipes),
         "tasks": len(experiment.tasks),
@@ -67,6 +71,25 @@ def validate(args: argparse.Namespace) -> int:
     )
     for recipe in experiment.recipes:
         console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _validate_distillation(file: str, distillation: Distillation) -> int:
+    answers = distillation.num_samples * distillation.samples_per_prompt
+    console = make_console()
+    line = f"{file} is valid: {distillation.num_samples} prompts, {answers} answers of {distillation.model.name}"
+    console.print(f"{line} -> {distillation.output}", highlight=False, markup=False, soft_wrap=True)
+    policy = distillation.recipe.policy
+    console.print(f"  policy: {policy!r}; keep: {distillation.keep}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _validate_finetuning(file: str, tuning: FineTuning) -> int:
+    sources = ", ".join([*(task.label for task in tuning.train.tasks), *tuning.train.files])
+    console = make_console()
+    line = f"{file} is valid: {tuning.objective.name} on {sources}, {tuning.model.name} -> {tuning.output}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  policy: {tuning.policy!r}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -1,4 +1,5 @@
-"""YAML files become frozen values: an :class:`Experiment` or a :class:`Benchmark`.
+"""YAML files become frozen values: an :class:`Experiment`, a :class:`Benchmark`, a
+:class:`Distillation` or a :class:`FineTuning`.
 
 A file may hold free ``vars`` and interpolate them (``${vars.window}``); every field can be overridden from the command
 line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with a suggestion.
@@ -6,21 +7,55 @@ line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with 
 
 from swaa.config.benchmark import BASELINES, Baseline, Benchmark, BenchmarkModel
 from swaa.config.common import DEVICES, DTYPES, KERNELS, ModelConfig
+from swaa.config.distill import FORMATS, KEEPS, Distillation
 from swaa.config.experiment import SCORINGS, Experiment
-from swaa.config.loading import load_benchmark, load_experiment, load_file
+from swaa.config.finetune import FineTuning
+from swaa.config.finetune_parts import (
+    Annealing,
+    Evaluation,
+    LoraConfig,
+    Objective,
+    Optimization,
+    TrainerConfig,
+    Training,
+    Validation,
+)
+from swaa.config.loading import (
+    kind_of,
+    load_benchmark,
+    load_distillation,
+    load_experiment,
+    load_file,
+    load_finetuning,
+)
 
 __all__ = [
     "BASELINES",
     "DEVICES",
     "DTYPES",
+    "FORMATS",
+    "KEEPS",
     "KERNELS",
     "SCORINGS",
+    "Annealing",
     "Baseline",
     "Benchmark",
     "BenchmarkModel",
+    "Distillation",
+    "Evaluation",
     "Experiment",
+    "FineTuning",
+    "LoraConfig",
     "ModelConfig",
+    "Objective",
+    "Optimization",
+    "TrainerConfig",
+    "Training",
+    "Validation",
+    "kind_of",
     "load_benchmark",
+    "load_distillation",
     "load_experiment",
     "load_file",
+    "load_finetuning",
 ]

@@ -1,14 +1,17 @@
-"""What experiments and benchmarks share: how a model is run, and how lists of a file are read."""
+"""What the kinds of files share: how a model is run, how lists are read, and how a grid of prompts is checked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from swaa.errors import UserError, invalid
 from swaa.policies import load_plugin
-from swaa.reading import check_choice, check_text, check_whole
+from swaa.reading import check_choice, check_items, check_mapping, check_text, check_whole, within
 from swaa.recipe import Recipe
+from swaa.tasks import Task, task_from_dict
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -72,3 +75,38 @@ def check_distinct_recipes(recipes: Sequence[Recipe], *, owner: str) -> None:
         twin = seen.setdefault(recipe.hash, recipe)
         if twin is not recipe:
             raise UserError(f"{owner}.recipes: {twin.name!r} and {recipe.name!r} are the same recipe. Remove one.")
+
+
+def parse_task(value: object, path: str) -> Task:
+    """The task that stands at ``path`` of a file."""
+    with within(path):
+        return task_from_dict(check_mapping("task", value))
+
+
+class Prompts(Protocol):
+    """What every kind of file says that asks prompts: which ones, how many at a time, and where the results go."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+    @property
+    def lengths(self) -> tuple[int, ...]: ...
+    @property
+    def num_examples(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def output(self) -> Path: ...
+
+
+def check_prompts(config: Prompts, *, owner: str) -> None:
+    """Refuse wrong values among the fields of :class:`Prompts`, named by their ``owner``."""
+    check_items(f"{owner}.tasks", config.tasks, of="task", mend="See 'swaa ls tasks'.")
+    check_items(f"{owner}.lengths", config.lengths, of="prompt length", mend="Write lengths: [900].")
+    for index, length in enumerate(config.lengths):
+        check_whole(f"{owner}.lengths[{index}]", length, minimum=1)
+    check_whole(f"{owner}.num_examples", config.num_examples, minimum=1)
+    check_whole(f"{owner}.seed", config.seed, minimum=0)
+    check_whole(f"{owner}.batch_size", config.batch_size, minimum=1)
+    check_text(f"{owner}.output", str(config.output) if isinstance(config.output, Path) else config.output)

@@ -6,11 +6,18 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swaa.config.common import ModelConfig, check_distinct_recipes, load_plugins, parse_each
+from swaa.config.common import (
+    ModelConfig,
+    check_distinct_recipes,
+    check_prompts,
+    load_plugins,
+    parse_each,
+    parse_task,
+)
 from swaa.config.files import to_yaml
-from swaa.reading import build, check_choice, check_items, check_keys, check_mapping, check_text, check_whole, within
+from swaa.reading import build, check_choice, check_items, check_keys, check_mapping
 from swaa.recipe import Decoding, Recipe
-from swaa.tasks import Task, task_from_dict, task_to_dict
+from swaa.tasks import Task, task_to_dict
 
 SCORINGS = ("generate", "teacher_forced")
 
@@ -50,17 +57,10 @@ class Experiment:
             of="recipe",
             mend="Add '- {name: FA, policy: FullAttention()}'.",
         )
-        check_items("Experiment.tasks", self.tasks, of="task", mend="See 'swaa ls tasks'.")
-        check_items("Experiment.lengths", self.lengths, of="prompt length", mend="Write lengths: [900].")
+        check_prompts(self, owner="Experiment")
         check_items("Experiment.scoring", self.scoring, of="scoring", mend=f"Write scoring: {list(SCORINGS)}.")
-        for index, length in enumerate(self.lengths):
-            check_whole(f"Experiment.lengths[{index}]", length, minimum=1)
         for index, scoring in enumerate(self.scoring):
             check_choice(f"Experiment.scoring[{index}]", scoring, SCORINGS)
-        check_whole("Experiment.num_examples", self.num_examples, minimum=1)
-        check_whole("Experiment.seed", self.seed, minimum=0)
-        check_whole("Experiment.batch_size", self.batch_size, minimum=1)
-        check_text("Experiment.output", str(self.output) if isinstance(self.output, Path) else self.output)
         check_distinct_recipes(self.recipes, owner="Experiment")
         for name in ("recipes", "tasks", "lengths", "plugins", "scoring"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -108,10 +108,5 @@ class Experiment:
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
         parse_each(mapping, "recipes", lambda item, at: Recipe.from_dict(item, path=at, decoding=decoding))
-        parse_each(mapping, "tasks", _parse_task)
+        parse_each(mapping, "tasks", parse_task)
         return build(cls, mapping, "")
-
-
-def _parse_task(value: object, path: str) -> Task:
-    with within(path):
-        return task_from_dict(check_mapping("task", value))

@@ -14,7 +14,7 @@ from typing import Any
 
 from swaa.config import Benchmark, load_benchmark
 from swaa.engine.bench_rows import row_hash
-from swaa.engine.resumable import MEND, ResumableFolder
+from swaa.engine.resumable import MEND, ResumableFolder, changed
 from swaa.errors import UserError
 from swaa.report.bench import Check, Log, Run, line_of, read_log
 
@@ -61,10 +61,9 @@ class BenchFolder(ResumableFolder):
             return
         if not (self.path / BENCHMARK).exists():
             raise UserError(f"{self.path} has timings, and no {BENCHMARK} to say of what. {MEND}")
-        changes = differences(load_benchmark(self.path / BENCHMARK), self._benchmark)
-        if changes:
-            listed = "".join(f"\n  {change}" for change in changes)
-            raise UserError(f"{self.path} holds timings of a different benchmark:{listed}\n{MEND}")
+        self._refuse(
+            differences(load_benchmark(self.path / BENCHMARK), self._benchmark), what="timings of a different benchmark"
+        )
 
 
 def differences(before: Benchmark, now: Benchmark) -> list[str]:
@@ -82,4 +81,4 @@ def differences(before: Benchmark, now: Benchmark) -> list[str]:
         old = known.get(entry.name, entry)
         if row_hash(old) != row_hash(entry):
             pairs.append((f"row {entry.name!r}", old, entry))
-    return [f"{name}: {was!r} there, {new!r} now" for name, was, new in pairs if was != new]
+    return changed(pairs)

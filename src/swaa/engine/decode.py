@@ -14,7 +14,7 @@ import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class Prefill:
     seconds: float
 
 
+Ending = Literal["end", "stop", "cut"]
+"""What ended an answer: its end-of-sequence token, a stop string, or ``max_new_tokens``."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """What a batch generated.
@@ -46,11 +50,13 @@ class Generation:
         texts: B texts as they came, up to the end-of-sequence token.
         num_tokens: B counts of tokens, the end-of-sequence token included.
         step_seconds: mean wall time of a decode step of the batch; None if there was none.
+        endings: B times what ended the answer.
     """
 
     texts: list[str]
     num_tokens: list[int]
     step_seconds: float | None
+    endings: list[Ending]
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: 
     ends = end_of_sequence_ids(model, tokenizer)
     choose = _Chooser(decoding, batch)
     tokens: list[list[int]] = [[] for _ in batch.samples]
+    endings: list[Ending] = ["cut"] * len(tokens)
     running = [True] * len(tokens)
     mask, positions, logits, steps = batch.prompt_mask, batch.prompt_lengths, read.logits, 0
     start = now(device)
@@ -124,7 +131,11 @@ def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: 
         for row, token in enumerate(chosen.tolist()):
             if running[row]:
                 tokens[row].append(token)
-                running[row] = token not in ends and not _stopped(tokenizer, tokens[row], decoding.stop)
+                if token in ends:
+                    endings[row] = "end"
+                elif _stopped(tokenizer, tokens[row], decoding.stop):
+                    endings[row] = "stop"
+                running[row] = endings[row] == "cut"
         if not any(running) or steps + 1 == decoding.max_new_tokens:
             break
         mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
@@ -132,7 +143,7 @@ def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: 
         logits, positions, steps = out.logits[:, -1].float(), positions + 1, steps + 1
     seconds = now(device) - start
     texts = [tokenizer.decode([token for token in row if token not in ends]) for row in tokens]
-    return Generation(texts, [len(row) for row in tokens], seconds / steps if steps else None)
+    return Generation(texts, [len(row) for row in tokens], seconds / steps if steps else None, endings)
 
 
 def end_of_sequence_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -1,19 +1,16 @@
-"""The Lightning module that runs batches of the grid, and the callback that writes their records."""
+"""The Lightning module that runs batches of the grid."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import LightningModule
 
 from swaa.compiler import estimate_cost
 from swaa.config import Experiment
 from swaa.engine.batch import Batch, Sample
 from swaa.engine.decode import Forced, Generation, Prefill, generate, prefill, teacher_forced
-from swaa.engine.folder import RunFolder
 from swaa.engine.provenance import git_hash, versions
 from swaa.graders import grade
 from swaa.hf import apply_policy, model_shape
@@ -125,23 +122,3 @@ class Evaluator(LightningModule):
 def _graded(sample: Sample, text: str) -> dict[str, float]:
     result = grade(sample.task.grader, text, sample.example.references)
     return {"score": result.score, "all_correct": float(result.all_correct)}
-
-
-class RecordWriter(BasePredictionWriter):
-    """Appends the records of every batch to the run's folder as the batch ends."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        super().__init__(write_interval="batch")
-        self._folder = folder
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[Record],
-        batch_indices: Sequence[int] | None,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        self._folder.append(prediction)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from swaa.config import Experiment, load_experiment
-from swaa.engine.resumable import MEND, ResumableFolder
+from swaa.engine.resumable import MEND, ResumableFolder, changed
 from swaa.errors import UserError
 from swaa.report import Key, Record, Row, read_records, to_csv, to_markdown
 
@@ -66,10 +66,10 @@ class RunFolder(ResumableFolder):
             return
         if not (self.path / EXPERIMENT).exists():
             raise UserError(f"{self.path} has records, and no {EXPERIMENT} to say of what. {MEND}")
-        changes = differences(load_experiment(self.path / EXPERIMENT), self._experiment)
-        if changes:
-            listed = "".join(f"\n  {change}" for change in changes)
-            raise UserError(f"{self.path} holds results of a different experiment:{listed}\n{MEND}")
+        self._refuse(
+            differences(load_experiment(self.path / EXPERIMENT), self._experiment),
+            what="results of a different experiment",
+        )
 
 
 def differences(before: Experiment, now: Experiment) -> list[str]:
@@ -89,4 +89,4 @@ def differences(before: Experiment, now: Experiment) -> list[str]:
         if old.hash != recipe.hash:
             was, new = vars(old), vars(recipe)
             pairs += [(f"recipe {recipe.name!r}: {key}", was[key], new[key]) for key in new]
-    return [f"{field}: {was!r} there, {new!r} now" for field, was, new in pairs if was != new]
+    return changed(pairs)

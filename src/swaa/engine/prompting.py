@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from swaa.errors import UserError
 from swaa.tasks import Example
+from swaa.tasks.conversations import Turn
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,77 @@ def render(tokenizer: Any, prompt: str, answer_prefix: str) -> str:
 
     A tokenizer without a chat template gets the prompt as it is, a line end, and the beginning of the answer.
     """
+    return f"{render_turns(tokenizer, [Turn('user', prompt)], reply=True)}{answer_prefix}"
+
+
+def render_turns(tokenizer: Any, turns: Sequence[Turn], *, reply: bool) -> str:
+    """The text of a conversation's first turns: with ``reply``, up to where the assistant's next reply begins.
+
+    Without a chat template every turn is its text and a line end; a reply ends with the end-of-sequence token.
+
+    Raises:
+        UserError: the template refuses these turns (many refuse a system turn), or there is none, a reply must end,
+            and the tokenizer has no end-of-sequence token.
+    """
     if tokenizer.chat_template is None:
-        return f"{prompt}\n{answer_prefix}"
-    turn = [{"role": "user", "content": prompt}]
+        return "".join(f"{_plain(tokenizer, turn)}\n" for turn in turns)
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     # "direct" prompting: templates of hybrid models end their thinking at once; others ignore the switch
-    head = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return f"{head}{answer_prefix}"
+    options = {"tokenize": False, "add_generation_prompt": reply, "enable_thinking": False}
+    try:
+        text: str = tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:
+        # a template refuses by raising jinja2's TemplateError, which belongs to no library of ours
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        roles = ", ".join(turn.role for turn in turns)
+        mend = "Give it turns that it takes."
+        raise UserError(f"the chat template refuses the turns {roles} ({error}). {mend}") from error
+    return text
+
+
+def _plain(tokenizer: Any, turn: Turn) -> str:
+    return f"{turn.content}{end_of_sequence(tokenizer)}" if turn.role == "assistant" else turn.content
+
+
+def end_of_sequence(tokenizer: Any) -> str:
+    """The end-of-sequence token, as text, for a reply that no chat template ends.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    if tokenizer.eos_token is None:
+        mend = "Give the tokenizer an eos_token, or a chat template that ends a reply."
+        raise UserError(f"nothing ends a reply: no chat template does, and there is no end-of-sequence token. {mend}")
+    return str(tokenizer.eos_token)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a rendered text; special tokens are added only where no chat template has written them."""
     ids: list[int] = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
     return ids
+
+
+def encode_parts(tokenizer: Any, parts: Sequence[str]) -> list[list[int]]:
+    """The tokens of a text that comes in parts, part by part.
+
+    A part's tokens are those that follow the earlier parts' when all are tokenised as one text. Where that would change
+    the earlier ones, the part is tokenised apart, and what follows goes by it. So the tokens of a part never depend on
+    what comes after it: a prompt has the same ones with its answer and without.
+    """
+    found: list[list[int]] = []
+    text, special = "", tokenizer.chat_template is None
+    ids: list[int] = []  # of ``text``
+    for part in parts:
+        whole: list[int] = tokenizer(text + part, add_special_tokens=special)["input_ids"]
+        if whole[: len(ids)] == ids:
+            text, new = text + part, whole[len(ids) :]
+        else:
+            text, special = part, False
+            new = whole = tokenizer(part, add_special_tokens=False)["input_ids"]
+        ids = whole
+        found.append(new)
+    return found
 
 
 def count_tokens(tokenizer: Any, prompt: str, answer_prefix: str) -> int:
@@ -58,12 +119,7 @@ def prepare(tokenizer: Any, example: Example) -> Prompt:
         UserError: the answer has no tokens.
     """
     text = render(tokenizer, example.prompt, example.answer_prefix)
-    ids = encode(tokenizer, text)
-    whole = encode(tokenizer, text + example.answer)
-    if whole[: len(ids)] == ids:
-        answer = whole[len(ids) :]
-    else:
-        answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    ids, answer = encode_parts(tokenizer, [text, example.answer])
     if not answer:
         raise UserError(f"example {example.id}: its answer {example.answer!r} has no tokens. Give it an answer.")
     return Prompt(text, tuple(ids), tuple(answer))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -53,6 +55,25 @@ class ResumableFolder(ABC):
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
+    def _refuse(self, changes: Iterable[str], *, what: str) -> None:
+        """Refuse to go on in a folder that holds ``what`` (``results of a different experiment``), if anything changed.
+
+        Raises:
+            UserError: there are changes; they are listed.
+        """
+        listed = "".join(f"\n  {change}" for change in changes)
+        if listed:
+            raise UserError(f"{self.path} holds {what}:{listed}\n{MEND}")
+
+    def _replace(self, name: str, content: bytes) -> None:
+        """Write a file so that it is there whole, or is as it was."""
+        path, draft = self.path / name, self.path / f".{name}.new"
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
     def _drop_torn_line(self, name: str) -> None:
         """Remove what follows the last line end of a file: a line that an interruption tore."""
         path = self.path / name
@@ -63,3 +84,8 @@ class ResumableFolder(ABC):
         if whole < len(content):
             with path.open("r+b") as file:
                 file.truncate(whole)
+
+
+def changed(pairs: Iterable[tuple[str, object, object]]) -> list[str]:
+    """A line for each ``(field, before, now)`` whose values differ."""
+    return [f"{field}: {was!r} there, {new!r} now" for field, was, new in pairs if was != new]

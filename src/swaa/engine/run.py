@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import warnings
-from collections.abc import Iterator
-from typing import Any
 
-from lightning.pytorch import Trainer
 from rich.console import Console
 
 from swaa.config import Experiment
-from swaa.engine.evaluator import Evaluator, RecordWriter
+from swaa.engine.evaluator import Evaluator
 from swaa.engine.folder import RunFolder
-from swaa.engine.grid import GridData, make_chunks, make_samples, sample_key
+from swaa.engine.grid import GridData, check_recipes, context_of, grid_keys, make_chunks, make_samples, sample_key
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.progress import GridProgress
-from swaa.hf import model_shape
+from swaa.engine.trainer import BatchWriter, predict
 from swaa.hf.loading import load
-from swaa.policies import FullAttention, bind
-from swaa.reading import within
-from swaa.report import Key, Record, Row, summarise
+from swaa.policies import FullAttention
+from swaa.report import Record, Row, summarise
 
 
 def run_experiment(experiment: Experiment, *, fresh: bool = False, console: Console | None = None) -> list[Row]:
@@ -60,35 +53,20 @@ def _run_grid(experiment: Experiment, folder: RunFolder, console: Console) -> li
     """Run the samples that are not on record; the records of all samples of the grid."""
     config = experiment.model
     model, tokenizer = load(config.name, FullAttention(), dtype=config.dtype, device=config.device)
-    _check_recipes(experiment, model)
-    samples = make_samples(experiment, tokenizer, context=_context(model))
+    check_recipes(experiment, model)
+    samples = make_samples(experiment, tokenizer, context=context_of(model))
     chunks = make_chunks(experiment, samples, folder.finished())
     left = sum(len(chunk.samples) for chunk in chunks)
     progress = GridProgress(total=experiment.num_samples, done=experiment.num_samples - left, console=console)
     if chunks:
         evaluator = Evaluator(model, tokenizer, experiment)
-        _predict(evaluator, GridData(chunks, pad=tokenizer.pad_token_id), folder, progress)
-    grid = {sample_key(recipe, sample) for recipe in experiment.recipes for sample in samples}
-    return [record for record in _asked_for(experiment, folder.records()) if record.key in grid]
-
-
-def _predict(evaluator: Evaluator, data: GridData, folder: RunFolder, progress: GridProgress) -> None:
-    device = evaluator.model.device
-    with _quiet_lightning():
-        trainer = Trainer(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            inference_mode=False,  # masks outlive a batch, and inference tensors cannot be trained through
-            callbacks=[RecordWriter(folder), progress],
-        )
+        data = GridData(chunks, pad=tokenizer.pad_token_id)
         try:
-            trainer.predict(evaluator, data, return_predictions=False)
+            predict(evaluator, data, model.device, [BatchWriter(folder.append), progress])
         finally:
             evaluator.restore()
+    grid = {sample_key(recipe, sample) for recipe in experiment.recipes for sample in samples}
+    return [record for record in _asked_for(experiment, folder.records()) if record.key in grid]
 
 
 def _asked_for(experiment: Experiment, records: list[Record]) -> list[Record]:
@@ -112,49 +90,6 @@ def _finished(experiment: Experiment, records: list[Record]) -> list[Record] | N
 
     Examples are known by their ids, which change with the text of a task's file.
     """
-    grid = {
-        Key(recipe.hash, task.label, length, example)
-        for task in experiment.tasks
-        for length in experiment.lengths
-        for example in task.example_ids(length=length, num_examples=experiment.num_examples, seed=experiment.seed)
-        for recipe in experiment.recipes
-    }
+    grid = set(grid_keys(experiment))
     chosen = [record for record in _asked_for(experiment, records) if record.key in grid]
     return chosen if {record.key for record in chosen} == grid else None
-
-
-def _check_recipes(experiment: Experiment, model: Any) -> None:
-    """Refuse a policy that does not fit the model now, not when its turn comes."""
-    shape = model_shape(model)
-    for recipe in experiment.recipes:
-        with within(f"recipe {recipe.name!r}"):
-            bind(recipe.policy, num_layers=shape.num_layers, num_heads=shape.num_heads)
-
-
-def _context(model: Any) -> int | None:
-    """The longest sequence that the model was made for, in tokens; None if its config names none."""
-    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(length) if length else None
-
-
-_NOISE = (
-    ".*does not have many workers.*",  # batches are made faster than a worker starts
-    ".*Couldn't infer the batch indices.*",  # our batches name their samples themselves
-    ".*GPU available but not used.*",
-    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
-)
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's lines on accelerators and workers, which say nothing about a run of ours."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

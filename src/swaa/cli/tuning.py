@@ -1,0 +1,98 @@
+"""``swaa finetune``, ``swaa distill`` and ``swaa merge``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swaa.cli.common import add_file, make_console
+
+if TYPE_CHECKING:
+    from swaa.cli.common import Subparsers
+
+
+def add_finetune(subparsers: Subparsers) -> None:
+    """``swaa finetune FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("finetune", help="fine-tune a model under a policy, or go on with it")
+    add_file(parser, "the fine-tuning, in YAML", "a field to set, such as train.max_steps=10")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's former training first")
+    parser.set_defaults(handler=finetune)
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune, publish the merged model, and print the figures before and after."""
+    from swaa.config import load_finetuning
+
+    config = load_finetuning(args.file, args.overrides, output=args.output)
+    from swaa.engine.tuning import run_finetuning  # a mistake in the file is told before seconds of imports
+    from swaa.report import to_rich
+
+    outcome = run_finetuning(config, fresh=args.fresh)
+    if outcome is None:  # a process that only helps
+        return 0
+    console = make_console()
+    for when, rows in outcome.rows.items():
+        console.print(f"{when.capitalize()}:", highlight=False)
+        for table in to_rich(list(rows)):
+            console.print(table)
+    if outcome.delta_nll is not None:
+        line = f"Text far from the task, full attention: {outcome.delta_nll:+.4f} nats a token."
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"Model: {outcome.merged}. Report: {config.output}/report.md", highlight=False, soft_wrap=True)
+    return 0
+
+
+def add_distill(subparsers: Subparsers) -> None:
+    """``swaa distill FILE [KEY=VALUE …]``"""
+    parser = subparsers.add_parser("distill", help="make training data of the model's own right answers")
+    add_file(parser, "the distillation, in YAML", "a field to set, such as samples_per_prompt=8 or keep=all")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's former answers first")
+    parser.set_defaults(handler=distill)
+
+
+def distill(args: argparse.Namespace) -> int:
+    """Let the model answer, keep what is right, and say how much that is."""
+    from swaa.config import load_distillation
+
+    config = load_distillation(args.file, args.overrides, output=args.output)
+    from swaa.engine.distill import run_distillation  # a mistake in the file is told before seconds of imports
+
+    result = run_distillation(config, fresh=args.fresh)
+    console = make_console()
+    for line in (*result.lines(), f"Data: {', '.join(map(str, result.files))}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def add_merge(subparsers: Subparsers) -> None:
+    """``swaa merge RUN``"""
+    parser = subparsers.add_parser("merge", help="publish a checkpoint of a fine-tuning as a plain model")
+    parser.add_argument("run", metavar="RUN", help="the folder of a fine-tuning, finished or not")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the model goes")
+    parser.add_argument("--checkpoint", metavar="NAME", help="such as step-000040 or best (default: as configured)")
+    parser.set_defaults(handler=merge)
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Merge a checkpoint into its base model and write a plain transformers checkpoint with the policy."""
+    import dataclasses
+
+    from swaa.config import load_finetuning
+    from swaa.engine.tuning.folder import CONFIG
+    from swaa.engine.tuning.run import chosen_checkpoint, publish_checkpoint
+    from swaa.errors import UserError
+
+    run = Path(args.run)
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: expected the folder of a fine-tuning, and it has no {CONFIG}. Check the path.")
+    config = dataclasses.replace(load_finetuning(run / CONFIG), output=run)
+    checkpoint = chosen_checkpoint(config) if args.checkpoint is None else run / "checkpoints" / args.checkpoint
+    if not checkpoint.is_dir():
+        there = ", ".join(sorted(path.name for path in checkpoint.parent.glob("[!.]*"))) or "none"
+        raise UserError(f"--checkpoint: there is no {args.checkpoint!r} in {run}. There are: {there}.")
+    publish_checkpoint(config, checkpoint, Path(args.output))
+    make_console().print(f"Model: {args.output}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,173 @@
+"""Fine-tuning: one model, one policy, what it learns from and how."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swaa.config.common import ModelConfig, load_plugins
+from swaa.config.experiment import Experiment
+from swaa.config.files import to_yaml
+from swaa.config.finetune_parts import (
+    Annealing,
+    Evaluation,
+    LoraConfig,
+    Objective,
+    Optimization,
+    TrainerConfig,
+    Training,
+    Validation,
+    build_source,
+)
+from swaa.errors import UserError
+from swaa.policies import AttentionPolicy, FullAttention, parse_policy
+from swaa.reading import build, check_keys, check_mapping, check_text, check_whole, within
+from swaa.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A fine-tuning under a policy.
+
+    Attributes:
+        policy: what each query may attend to, while training and afterwards: prompt tokens under its prefill phase,
+            answer tokens under its decode phase.
+        train: the samples and the steps.
+        output: the folder of everything.
+        objective: what is minimised.
+        lora: the adapter; None trains all weights.
+        annealing: windows that shrink to the policy's own; None trains under the policy from the first step.
+        optimizer: AdamW and its schedule.
+        validation: looks during training; None for none.
+        evaluation: figures before and after; None for none.
+        trainer: devices, precision, checkpoints.
+        model: what is trained; ``dtype`` is that of its weights.
+        seed: of the order of the samples, of the adapter's first weights and of dropout.
+        plugins: files or modules with policies of one's own, imported first.
+    """
+
+    policy: AttentionPolicy
+    train: Training
+    output: Path
+    objective: Objective = field(default_factory=Objective)
+    lora: LoraConfig | None = field(default_factory=LoraConfig)
+    annealing: Annealing | None = None
+    optimizer: Optimization = field(default_factory=Optimization)
+    validation: Validation | None = None
+    evaluation: Evaluation | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        with within("FineTuning.policy"):
+            object.__setattr__(self, "policy", parse_policy(self.policy))
+        with within("FineTuning.objective.teacher_policy"):
+            parse_policy(self.objective.teacher_policy)
+        check_whole("FineTuning.seed", self.seed, minimum=0)
+        check_text("FineTuning.output", str(self.output) if isinstance(self.output, Path) else self.output)
+        if self.objective.distils and self.lora is None:
+            raise UserError(
+                "FineTuning.lora: self_distillation takes the model with its adapter off as the teacher, and there is "
+                "no adapter. Add 'lora: {}', or train on labels."
+            )
+        sharded = self.trainer.strategy == "fsdp2"
+        if sharded and self.validation is not None and "generate" in self.validation.scoring:
+            raise UserError(
+                "FineTuning.validation.scoring: 'generate' ends at another step on every device, and fsdp2 needs all "
+                "devices at every step. Use teacher_forced."
+            )
+        if sharded and self.lora is not None and self.lora.dtype != "base" and self.model.dtype != "float32":
+            raise UserError(
+                "FineTuning.lora.dtype: fsdp2 shards weights of one dtype, and the adapter is float32 in a model of "
+                f"{self.model.dtype}. Set model.dtype: float32 with trainer.mixed_precision: bfloat16, or lora.dtype: "
+                "base."
+            )
+        object.__setattr__(self, "output", Path(self.output))
+        object.__setattr__(self, "plugins", tuple(self.plugins))
+
+    @property
+    def teacher_policy(self) -> AttentionPolicy:
+        """The composition that teaches in self-distillation."""
+        return parse_policy(self.objective.teacher_policy)
+
+    def experiment(self, model: str, output: Path) -> Experiment | None:
+        """What is evaluated of a model, before or after: full attention, and the policy; None if nothing is."""
+        wanted = self.evaluation
+        if wanted is None:
+            return None
+        recipes = [Recipe("policy", self.policy, decoding=wanted.decoding)]
+        if self.policy != FullAttention():
+            recipes.insert(0, Recipe("FA", FullAttention(), decoding=wanted.decoding))
+        return Experiment(
+            recipes=tuple(recipes),
+            tasks=wanted.tasks,
+            lengths=wanted.lengths,
+            output=output,
+            plugins=self.plugins,
+            model=dataclasses.replace(self.model, name=model),
+            num_examples=wanted.num_examples,
+            seed=wanted.seed,
+            batch_size=wanted.batch_size,
+            scoring=wanted.scoring,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values: a complete file, without ``vars``."""
+
+        def section(value: object) -> object:
+            return None if value is None else _lists(dataclasses.asdict(value))  # type: ignore[call-overload]
+
+        return {
+            "policy": repr(self.policy),
+            "train": self.train.to_dict(),
+            "objective": section(self.objective),
+            "lora": section(self.lora),
+            "annealing": section(self.annealing),
+            "optimizer": section(self.optimizer),
+            "validation": None if self.validation is None else self.validation.to_dict(),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            "trainer": section(self.trainer),
+            "model": section(self.model),
+            "seed": self.seed,
+            "plugins": list(self.plugins),
+            "output": str(self.output),
+        }
+
+    def to_yaml(self) -> str:
+        """The text of a complete file that gives this fine-tuning again."""
+        return to_yaml(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: object, *, output: Path | str) -> FineTuning:
+        """The fine-tuning that plain values describe; ``output`` is the folder where they name none.
+
+        Raises:
+            UserError: an unknown, missing or wrong field, named by its dotted path.
+        """
+        mapping = dict(check_mapping("fine-tuning", values))
+        check_keys(mapping, [item.name for item in dataclasses.fields(cls)], "")
+        mapping.setdefault("output", str(output))
+        mapping["plugins"] = load_plugins(mapping.get("plugins", ()))
+        for name, kind in {"train": Training, "validation": Validation, "evaluation": Evaluation}.items():
+            if mapping.get(name) is not None:
+                mapping[name] = build_source(kind, mapping[name], name)
+        optional: dict[str, type] = {"lora": LoraConfig, "annealing": Annealing}
+        always: dict[str, type] = {
+            "objective": Objective,
+            "optimizer": Optimization,
+            "trainer": TrainerConfig,
+            "model": ModelConfig,
+        }
+        for name, kind in (optional | always).items():
+            if mapping.get(name) is not None or (name in mapping and name in always):
+                mapping[name] = build(kind, {} if mapping[name] is None else mapping[name], name)
+        if mapping.get("train") is None:
+            mapping.pop("train", None)
+        return build(cls, mapping, "")
+
+
+def _lists(values: dict[str, object]) -> dict[str, object]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

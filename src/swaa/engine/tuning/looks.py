@@ -1,0 +1,105 @@
+"""What is looked at during training: the loss on held-out samples, and accuracy under the inference policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swaa.config import Validation
+from swaa.engine.batch import Batch
+from swaa.engine.decode import generate, prefill, teacher_forced
+from swaa.engine.tuning.batch import TrainingBatch
+from swaa.engine.tuning.objective import answer_logits
+from swaa.engine.tuning.samples import NO_TARGET
+from swaa.graders import grade
+
+
+@dataclass(frozen=True)
+class Look:
+    """A batch to look at, and whether it counts: one that does not only keeps the devices in step."""
+
+    batch: TrainingBatch | Batch
+    counts: bool = True
+
+    def to(self, device: torch.device, **options: bool) -> Look:
+        """The same on another device. (Lightning moves what has this method.)"""
+        return Look(self.batch.to(device, **options), self.counts)
+
+
+class Looks:
+    """Sums up what batches show, and makes figures of the sums.
+
+    Args:
+        tokenizer: the model's.
+        validation: what is asked for.
+    """
+
+    def __init__(self, tokenizer: Any, validation: Validation) -> None:
+        self._tokenizer = tokenizer
+        self._validation = validation
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def begin(self) -> None:
+        """Forget what was seen. All devices sum up the same figures, whatever batches they get."""
+        names = ["loss", "exact", *(["forced_exact"] if self._scores("teacher_forced") else [])]
+        names += ["score", "all_correct"] if self._scores("generate") else []
+        self._sums = dict.fromkeys(names, (0.0, 0.0))
+
+    def see(self, model: Any, look: Look) -> None:
+        """Take in a batch."""
+        if isinstance(look.batch, TrainingBatch):
+            seen = _answers(model, look.batch)
+        else:
+            seen = self._accuracy(model, look.batch)
+        for name, (total, count) in seen.items() if look.counts else ():
+            before = self._sums[name]
+            self._sums[name] = (before[0] + total, before[1] + count)
+
+    def figures(self, summed: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The means over everything seen on all devices: ``loss`` in nats per answer token, the others in [0, 1].
+
+        ``exact`` is the share of samples whose every answer token, the end of the turn among them, is the likeliest;
+        the others are of the tasks' examples, and are what ``swaa run`` calls them.
+
+        Args:
+            summed: the sum of a tensor over all devices.
+        """
+        totals, counts = summed(torch.tensor(list(self._sums.values()), dtype=torch.float64)).T.tolist()
+        return {name: total / count for name, total, count in zip(self._sums, totals, counts, strict=True) if count}
+
+    def _accuracy(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
+        read = prefill(model, batch)
+        seen: dict[str, tuple[float, float]] = {}
+        size = len(batch.samples)
+        if self._scores("teacher_forced"):
+            seen["forced_exact"] = (float(sum(teacher_forced(model, batch, read).exact)), size)
+        if self._scores("generate"):
+            texts = generate(model, self._tokenizer, batch, read, batch.recipe.decoding).texts
+            grades = [
+                grade(sample.task.grader, text, sample.example.references)
+                for sample, text in zip(batch.samples, texts, strict=True)
+            ]
+            seen["score"] = (sum(one.score for one in grades), size)
+            seen["all_correct"] = (float(sum(one.all_correct for one in grades)), size)
+        return seen
+
+    def _scores(self, scoring: str) -> bool:
+        return bool(self._validation.tasks) and scoring in self._validation.scoring
+
+
+def _answers(model: Any, batch: TrainingBatch) -> dict[str, tuple[float, float]]:
+    """The loss and the exactness of a batch of one sample a row, as sums and counts."""
+    wanted_BS = batch.targets != NO_TARGET
+    targets_N, logits_NV = batch.targets[wanted_BS], answer_logits(model, batch)
+    right_BS = torch.ones_like(wanted_BS)
+    right_BS[wanted_BS] = logits_NV.argmax(-1) == targets_N
+    loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+    return {
+        "loss": (float(loss), batch.answer_tokens),
+        "exact": (float(right_BS.all(1).sum()), len(batch.sample_ids)),
+    }

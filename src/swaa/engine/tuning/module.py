@@ -1,0 +1,254 @@
+"""The Lightning module that fine-tunes a model under a policy: one Lightning batch is one optimizer step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor
+
+from swaa.config import FineTuning, Optimization
+from swaa.engine.decode import now
+from swaa.engine.tuning.anneal import annealed
+from swaa.engine.tuning.batch import TrainingBatch
+from swaa.engine.tuning.checkpoint import Checkpoints
+from swaa.engine.tuning.looks import Looks
+from swaa.engine.tuning.objective import Losses, compute_losses
+from swaa.errors import UserError
+from swaa.hf.apply import PolicyHandle
+from swaa.hf.lora import adapter_off
+from swaa.hf.sharding import gather_no_more, shard, whole
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A device's part of one optimizer step.
+
+    Attributes:
+        micros: micro-batches with whether they count; one that does not only keeps the devices in step.
+        answer_tokens: of the whole step, over all devices.
+    """
+
+    micros: tuple[tuple[TrainingBatch, bool], ...]
+    answer_tokens: int
+
+    def to(self, device: torch.device, **options: bool) -> StepBatch:
+        """The same on another device. (Lightning moves what has this method.)"""
+        return StepBatch(
+            tuple((micro.to(device, **options), counts) for micro, counts in self.micros), self.answer_tokens
+        )
+
+
+class FineTuner(LightningModule):
+    """Trains the weights that require gradients under the policy.
+
+    The loss of a step is the mean over all its answer tokens, wherever they stand, so that the cutting of a step into
+    micro-batches, packs and devices changes nothing but rounding. Random numbers (dropout) are drawn from streams made
+    from the seed, the step and the device, so that a resumed training draws what an uninterrupted one would.
+
+    Args:
+        model: the transformers model, its adapter inside.
+        wrapped: the same model in its PEFT wrapper, or again the model.
+        handle: the policy on it.
+        config: what is asked for.
+        num_steps: optimizer steps of the whole training.
+        looks: what is measured in validation; None for nothing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        wrapped: Any,
+        handle: PolicyHandle,
+        config: FineTuning,
+        *,
+        num_steps: int,
+        looks: Looks | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.num_steps = num_steps
+        self._wrapped = [wrapped]  # in a list, so that its weights are not registered a second time
+        self._handle = handle
+        self._config = config
+        self._looks = looks
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
+            # called for each validation and fit: the second time all is done
+            shard(self.model, self.device_mesh["data_parallel"], self._config.trainer.mixed_precision)
+
+    def on_fit_start(self) -> None:
+        self.train()  # a model is loaded in eval mode, in which nothing drops out and no activation is recomputed
+
+    def configure_optimizers(self) -> Any:
+        settings = self._config.optimizer
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        groups = [
+            {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(settings, step, self.num_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def training_step(self, step: StepBatch, index: int) -> None:
+        """One optimizer step.
+
+        Raises:
+            UserError: the loss or its gradient is not finite; the weights are still those of the step before.
+        """
+        number, start = self.global_step, now(self.device)
+        optimizer: Any = self.optimizers()
+        policy = annealed(self._config.policy, self._config.annealing, number, self.num_steps)
+        sums = torch.zeros(3, device=self.device)  # loss, cross entropy, divergence: of this device
+        with self._handle.using(policy):
+            for position, (micro, counts) in enumerate(step.micros):
+                self._seed(number, position)
+                with self._synchronised(position == len(step.micros) - 1):
+                    losses = compute_losses(self.model, micro, self._config.objective, self._teaching)
+                    # a strategy averages gradients over its devices, and the sum is wanted
+                    scale = self.trainer.world_size / step.answer_tokens if counts else 0.0
+                    self.manual_backward(losses.total * scale)
+                if counts:
+                    sums += _parts(losses, self.device)
+        means = self._summed(sums) / step.answer_tokens
+        if not bool(torch.isfinite(means).all()):
+            raise UserError(self._not_finite(number + 1, "loss", float(means[0])))
+        norm = self._clip()
+        if not math.isfinite(norm):
+            raise UserError(self._not_finite(number + 1, "gradient's norm", norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule: Any = self.lr_schedulers()
+        rate = schedule.get_last_lr()[0]
+        schedule.step()
+        seconds = now(self.device) - start
+        logged = {
+            "step": float(number + 1),  # Lightning's own count of logged steps begins at 0
+            "train/loss": means[0],
+            "train/cross_entropy": means[1],
+            "train/gradient_norm": norm,
+            "train/learning_rate": rate,
+            "train/answer_tokens": float(step.answer_tokens),
+            "train/seconds": seconds,
+            "train/tokens_per_second": sum(micro.input_ids.numel() for micro, _ in step.micros)
+            * self.trainer.world_size
+            / seconds,
+        }
+        if self._config.objective.distils:
+            logged["train/divergence"] = means[2]
+        self.log_dict(logged, on_step=True)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        assert self._looks is not None
+        with self._handle.using(self._config.policy):
+            self._looks.see(self.model, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        assert self._looks is not None
+        self._looks.begin()
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._looks is not None
+        gather_no_more(self.model)
+        figures = self._looks.figures(self._summed)
+        self.log("step", float(self.global_step))
+        self.log_dict({f"validation/{name}": value for name, value in figures.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Only what is trained is kept: the base's weights are where they came from."""
+        names = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        state = checkpoint["state_dict"]  # of sharded weights, one device has it, and the others have nothing
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in names}
+
+    @property
+    def strict_loading(self) -> bool:
+        """False: a checkpoint holds the trained weights alone; :mod:`checkpoint` sees to it that they are all there."""
+        return False
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        raise AttributeError("strict_loading is fixed")
+
+    def _teaching(self) -> AbstractContextManager[object]:
+        """Inside, the model is the teacher: its adapter off, the teacher's composition on, no dropout."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(adapter_off(self._wrapped[0]))
+        stack.enter_context(self._handle.using(self._config.teacher_policy))
+        stack.enter_context(_evaluating(self.model))
+        return stack
+
+    def _seed(self, step: int, micro: int) -> None:
+        stream = random.Random(f"{self._config.seed}/{step}/{self.global_rank}/{micro}")
+        torch.manual_seed(stream.getrandbits(63))
+
+    @contextlib.contextmanager
+    def _synchronised(self, last: bool) -> Iterator[None]:
+        """Gradients are exchanged once a step, in the backward pass of its last micro-batch."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            self.model.set_requires_gradient_sync(last)
+            yield
+        elif isinstance(strategy, DDPStrategy) and not last:
+            wrapper: Any = strategy.model
+            with wrapper.no_sync():
+                yield
+        else:
+            yield
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """The sum over all devices."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")  # NCCL sees its devices only
+
+    def _clip(self) -> float:
+        limit = self._config.optimizer.clip_norm
+        trained = [weight for weight in self.model.parameters() if weight.grad is not None]
+        norm: Any = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
+        return float(whole(norm))
+
+    def _not_finite(self, step: int, what: str, value: float) -> str:
+        last = next((kept.last for kept in self.trainer.callbacks if isinstance(kept, Checkpoints)), None)
+        return (
+            f"step {step}: the {what} is {value}, and no number. The last good checkpoint: {last or 'none yet'}. Lower "
+            "optimizer.learning_rate, clip more (optimizer.clip_norm), or train in float32."
+        )
+
+
+def learning_rate_factor(settings: Optimization, step: int, num_steps: int) -> float:
+    """What the learning rate of optimizer step ``step`` (from 0) is multiplied with: a warm-up, then the schedule."""
+    warmup = math.ceil(settings.warmup * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (num_steps - step) / max(1, num_steps - warmup)  # from 1 down to 0 after the last step
+    return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[settings.schedule]
+
+
+def _parts(losses: Losses, device: torch.device) -> Tensor:
+    divergence = torch.zeros((), device=device) if losses.divergence is None else losses.divergence
+    return torch.stack([losses.total.detach(), losses.cross_entropy, divergence])
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
