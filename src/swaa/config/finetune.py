@@ -73,17 +73,16 @@ class FineTuning:
                 "FineTuning.lora: self_distillation takes the model with its adapter off as the teacher, and there is "
                 "no adapter. Add 'lora: {}', or train on labels."
             )
-        sharded = self.trainer.strategy == "fsdp2"
-        if sharded and self.validation is not None and "generate" in self.validation.scoring:
+        if self.trainer.publish == "best" and self.validation is None:
+            raise UserError(
+                "FineTuning.trainer.publish: 'best' is told by the validation loss, and there is no validation. Add "
+                "one, or publish: last."
+            )
+        looks = self.validation
+        if self.trainer.strategy == "fsdp2" and looks is not None and "generate" in looks.scoring:
             raise UserError(
                 "FineTuning.validation.scoring: 'generate' ends at another step on every device, and fsdp2 needs all "
                 "devices at every step. Use teacher_forced."
-            )
-        if sharded and self.lora is not None and self.lora.dtype != "base" and self.model.dtype != "float32":
-            raise UserError(
-                "FineTuning.lora.dtype: fsdp2 shards weights of one dtype, and the adapter is float32 in a model of "
-                f"{self.model.dtype}. Set model.dtype: float32 with trainer.mixed_precision: bfloat16, or lora.dtype: "
-                "base."
             )
         object.__setattr__(self, "output", Path(self.output))
         object.__setattr__(self, "plugins", tuple(self.plugins))

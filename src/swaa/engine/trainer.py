@@ -16,6 +16,7 @@ _NOISE = (
     ".*Couldn't infer the batch indices.*",  # our batches name their samples themselves
     ".*GPU available but not used.*",
     ".*sync_dist=True.*",  # our figures are the same on all devices
+    ".*your dataloader is not resumable.*",  # ours goes on by itself
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
 )
 

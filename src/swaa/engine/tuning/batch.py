@@ -41,6 +41,11 @@ class TrainingBatch:
         """How many tokens are predicted."""
         return int((self.targets != NO_TARGET).sum())
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are, padding not counted."""
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
+
     def to(self, device: torch.device | str, **options: Any) -> TrainingBatch:
         """The batch on another device; the options are those of ``Tensor.to``. (Lightning moves what has this.)"""
         names = ("input_ids", "position_ids", "decode_mask", "targets")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,12 @@ class TrainingSet:
 
     samples: tuple[TrainingSample, ...]
     dropped: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that tell these samples from any others."""
+        told = repr([(sample.id, sample.ids, sample.answers) for sample in self.samples])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def training_set(config: Training, tokenizer: Any, *, context: int | None) -> TrainingSet:

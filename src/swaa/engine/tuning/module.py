@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +114,7 @@ class FineTuner(LightningModule):
         number, start = self.global_step, now(self.device)
         optimizer: Any = self.optimizers()
         policy = annealed(self._config.policy, self._config.annealing, number, self.num_steps)
-        sums = torch.zeros(3, device=self.device)  # loss, cross entropy, divergence: of this device
+        sums = torch.zeros(4, device=self.device)  # loss, cross entropy, divergence, tokens: of this device
         with self._handle.using(policy):
             for position, (micro, counts) in enumerate(step.micros):
                 self._seed(number, position)
@@ -124,8 +124,9 @@ class FineTuner(LightningModule):
                     scale = self.trainer.world_size / step.answer_tokens if counts else 0.0
                     self.manual_backward(losses.total * scale)
                 if counts:
-                    sums += _parts(losses, self.device)
-        means = self._summed(sums) / step.answer_tokens
+                    sums += _parts(losses, micro)
+        sums = self._summed(sums)
+        means = sums[:3] / step.answer_tokens
         if not bool(torch.isfinite(means).all()):
             raise UserError(self._not_finite(number + 1, "loss", float(means[0])))
         norm = self._clip()
@@ -138,20 +139,17 @@ class FineTuner(LightningModule):
         schedule.step()
         seconds = now(self.device) - start
         logged = {
-            "step": float(number + 1),  # Lightning's own count of logged steps begins at 0
             "train/loss": means[0],
             "train/cross_entropy": means[1],
             "train/gradient_norm": norm,
             "train/learning_rate": rate,
             "train/answer_tokens": float(step.answer_tokens),
             "train/seconds": seconds,
-            "train/tokens_per_second": sum(micro.input_ids.numel() for micro, _ in step.micros)
-            * self.trainer.world_size
-            / seconds,
+            "train/tokens_per_second": sums[3] / seconds,
         }
         if self._config.objective.distils:
             logged["train/divergence"] = means[2]
-        self.log_dict(logged, on_step=True)
+        self._log(number + 1, logged)
 
     def validation_step(self, batch: Any, index: int) -> None:
         assert self._looks is not None
@@ -166,8 +164,7 @@ class FineTuner(LightningModule):
         assert self._looks is not None
         gather_no_more(self.model)
         figures = self._looks.figures(self._summed)
-        self.log("step", float(self.global_step))
-        self.log_dict({f"validation/{name}": value for name, value in figures.items()})
+        self._log(self.global_step, {f"validation/{name}": value for name, value in figures.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Only what is trained is kept: the base's weights are where they came from."""
@@ -210,6 +207,13 @@ class FineTuner(LightningModule):
         else:
             yield
 
+    def _log(self, step: int, figures: Mapping[str, Tensor | float]) -> None:
+        """Write figures at once, ahead of the checkpoint of their step, and show them to the callbacks."""
+        values = {name: float(value) for name, value in figures.items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=step)
+        self.log_dict(values, logger=False)
+
     def _summed(self, values: Tensor) -> Tensor:
         """The sum over all devices."""
         if self.trainer.world_size == 1:
@@ -223,7 +227,8 @@ class FineTuner(LightningModule):
         return float(whole(norm))
 
     def _not_finite(self, step: int, what: str, value: float) -> str:
-        last = next((kept.last for kept in self.trainer.callbacks if isinstance(kept, Checkpoints)), None)
+        trainer: Any = self.trainer
+        last = next((kept.last for kept in trainer.callbacks if isinstance(kept, Checkpoints)), None)
         return (
             f"step {step}: the {what} is {value}, and no number. The last good checkpoint: {last or 'none yet'}. Lower "
             "optimizer.learning_rate, clip more (optimizer.clip_norm), or train in float32."
@@ -239,9 +244,10 @@ def learning_rate_factor(settings: Optimization, step: int, num_steps: int) -> f
     return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[settings.schedule]
 
 
-def _parts(losses: Losses, device: torch.device) -> Tensor:
-    divergence = torch.zeros((), device=device) if losses.divergence is None else losses.divergence
-    return torch.stack([losses.total.detach(), losses.cross_entropy, divergence])
+def _parts(losses: Losses, micro: TrainingBatch) -> Tensor:
+    total = losses.total.detach()
+    divergence = torch.zeros_like(total) if losses.divergence is None else losses.divergence
+    return torch.stack([total, losses.cross_entropy, divergence, total.new_tensor(micro.num_tokens)])
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swaa.config import FineTuning, LoraConfig
 from swaa.engine.provenance import git_hash, versions
@@ -24,6 +25,7 @@ class Outcome:
         rows: the evaluations ``before`` and ``after``; empty if there were none.
         texts: negative log-likelihood of text under full attention, ``before`` and ``after``.
         merged: the folder of the published model.
+        too_long: samples that were left out.
     """
 
     facts: dict[str, object]
@@ -31,6 +33,7 @@ class Outcome:
     rows: Mapping[str, tuple[Row, ...]]
     texts: Mapping[str, TextNll]
     merged: Path
+    too_long: tuple[str, ...] = ()
 
     @property
     def delta_nll(self) -> float | None:
@@ -47,6 +50,7 @@ class Outcome:
             "after": [dataclasses.asdict(row) for row in self.rows.get("after", ())],
             "text": {when: dataclasses.asdict(text) for when, text in self.texts.items()},
             "delta_nll": self.delta_nll,
+            "too_long": list(self.too_long),
             "metrics": list(self.metrics),
             "merged": str(self.merged),
             "git": git_hash(),
@@ -54,8 +58,16 @@ class Outcome:
         }
 
 
-def facts_of(config: FineTuning, metrics: Sequence[Mapping[str, float]] = ()) -> dict[str, object]:
-    """What a reader of the model card wants to know of the training."""
+def facts_of(
+    config: FineTuning, metrics: Sequence[Mapping[str, float]] = (), samples: Mapping[str, Any] | None = None
+) -> dict[str, object]:
+    """What a reader of the model card wants to know of the training.
+
+    Args:
+        config: what was asked for.
+        metrics: by step.
+        samples: what :meth:`swaa.engine.tuning.folder.TuningFolder.samples` gives.
+    """
     train, lora = config.train, config.lora
     facts: dict[str, object] = {
         "base model": config.model.name,
@@ -66,12 +78,21 @@ def facts_of(config: FineTuning, metrics: Sequence[Mapping[str, float]] = ()) ->
         "learning rate": config.optimizer.learning_rate,
         "seed": config.seed,
     }
+    if samples:
+        facts["samples"] = samples["samples"]
+    if samples and samples["too_long"]:
+        facts["samples left out as too long"] = named(samples["too_long"])
     steps = [row for row in metrics if "train/loss" in row]
     if steps:
         facts["steps"] = len(steps)
         facts["loss, first and last step"] = f"{steps[0]['train/loss']:.4f}, {steps[-1]['train/loss']:.4f}"
         facts["seconds of training steps"] = round(sum(row["train/seconds"] for row in steps), 1)
     return facts
+
+
+def named(names: Sequence[str]) -> str:
+    """How many there are, and the first of them: ``7: a, b, c, d, e, …``"""
+    return f"{len(names)}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def _adapter(lora: LoraConfig) -> str:

@@ -125,8 +125,9 @@ class _Helpers:
                 text = log.read_text(encoding="utf-8", errors="replace").strip()
                 if code == 2 and _PREFIX in text:
                     return text.rpartition(_PREFIX)[2]
-                last = text.rpartition("\n")[2] or "it printed nothing"
-                return f"process {self._first + place} of the training ended with code {code}: {last}. See {log}."
+                rank = self._first + place
+                last = text.rpartition("\n")[2].removeprefix(f"[rank{rank}]: ") or "it printed nothing"
+                return f"process {rank} of the training ended with code {code}: {last}. See {log}."
         return None
 
     def wait_for_failure(self, seconds: float) -> str | None:

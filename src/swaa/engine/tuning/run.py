@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.run import run_experiment
 from swaa.engine.text_nll import TextNll, read_text, text_nll
 from swaa.engine.tuning.checkpoint import best, latest, load_weights, step_of
-from swaa.engine.tuning.folder import MERGED, TuningFolder
+from swaa.engine.tuning.folder import MERGED, TEXT, TuningFolder
 from swaa.engine.tuning.logs import read_metrics
 from swaa.engine.tuning.outcome import Outcome, facts_of, results_of, to_markdown
 from swaa.engine.tuning.processes import from_outside, helping, helps
@@ -55,7 +57,7 @@ def run_finetuning(config: FineTuning, *, fresh: bool = False, console: Console 
         try:
             with stoppable():
                 if not folder.merged.exists():
-                    train(config, folder.path, console)
+                    train(config, folder.path, console, remember=folder.remember)
                     publish_checkpoint(config, chosen_checkpoint(config), folder.merged)
                 outcome = _measured(config, folder, console)
         except StopRequested:
@@ -115,17 +117,28 @@ def _measured(config: FineTuning, folder: TuningFolder, console: Console) -> Out
             console.print(f"Evaluating the model {when} the training", highlight=False)
             rows[when] = tuple(run_experiment(experiment, console=console))
             if experiment and config.evaluation is not None and config.evaluation.text_tokens:
-                texts[when] = _text_nll(config, name)
-    metrics = read_metrics(folder.path / "logs")
-    return Outcome(facts_of(config, metrics), metrics, rows, texts, folder.merged)
+                texts[when] = _text_nll(config, name, experiment.output / TEXT)
+    metrics, samples = read_metrics(folder.path / "logs"), folder.samples()
+    facts = facts_of(config, metrics, samples)
+    return Outcome(facts, metrics, rows, texts, folder.merged, tuple(samples.get("too_long", ())))
 
 
-def _text_nll(config: FineTuning, name: str) -> TextNll:
+def _text_nll(config: FineTuning, name: str, kept: Path) -> TextNll:
+    """The figure, measured once and then read from the file ``kept``, unless something else is asked for."""
     wanted = config.evaluation
     assert wanted is not None
+    asked = {"file": wanted.text_file, "num_tokens": wanted.text_tokens, "window": wanted.text_window}
+    if kept.exists():
+        before = json.loads(kept.read_bytes())
+        if before["asked"] == asked:
+            return TextNll(**before["figure"])
     model, tokenizer = load(name, FullAttention(), dtype=config.model.dtype, device=config.model.device)
     text = read_text(wanted.text_file)
-    return text_nll(model, tokenizer, text, num_tokens=wanted.text_tokens, window=wanted.text_window)
+    figure = text_nll(model, tokenizer, text, num_tokens=wanted.text_tokens, window=wanted.text_window)
+    draft = kept.with_name(f".{kept.name}.new")
+    draft.write_text(json.dumps({"asked": asked, "figure": dataclasses.asdict(figure)}), encoding="utf-8")
+    draft.replace(kept)
+    return figure
 
 
 def _card(config: FineTuning, facts: dict[str, object], results: object) -> str:

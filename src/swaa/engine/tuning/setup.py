@@ -53,6 +53,6 @@ def prepare_model(config: FineTuning, *, device: str) -> Prepared:
         )
     if config.trainer.gradient_checkpointing:
         # reentrant checkpointing needs inputs with gradients, which frozen embeddings do not give
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     handle = apply_policy(model, config.policy, kernel=config.model.kernel)
     return Prepared(model, wrapped, tokenizer, handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from swaa.config import FineTuning
 from swaa.engine.grid import context_of
 from swaa.engine.trainer import quiet_lightning
 from swaa.engine.tuning.checkpoint import Checkpoints, FolderCheckpoints, latest, step_of
-from swaa.engine.tuning.data import TuningData, make_looks, plan, training_set
+from swaa.engine.tuning.data import TrainingSet, TuningData, make_looks, plan, training_set
 from swaa.engine.tuning.logs import make_loggers
 from swaa.engine.tuning.looks import Looks
 from swaa.engine.tuning.module import FineTuner
@@ -26,8 +27,16 @@ from swaa.recipe import Decoding, Recipe
 _PRECISION: dict[str, Any] = {"none": "32-true", "bfloat16": "bf16-mixed"}
 
 
-def train(config: FineTuning, folder: Path, console: Console) -> None:
+def train(
+    config: FineTuning, folder: Path, console: Console, *, remember: Callable[[TrainingSet], None] | None = None
+) -> None:
     """Train to the end, or from the last checkpoint of ``folder`` to the end. Every device's process calls this.
+
+    Args:
+        config: what is asked for.
+        folder: of checkpoints and logs.
+        console: where progress is drawn.
+        remember: gets the samples before the first step.
 
     Raises:
         UserError: see :func:`prepare_model`, :func:`training_set`; the loss stopped being a number; another device's
@@ -42,6 +51,8 @@ def train(config: FineTuning, folder: Path, console: Console) -> None:
     if data.dropped:
         names = ", ".join(data.dropped[:5]) + (", …" if len(data.dropped) > 5 else "")
         console.print(f"{len(data.dropped)} samples are too long and left out: {names}", highlight=False, markup=False)
+    if remember is not None:
+        remember(data)
     steps = plan(config, data.samples, world_size=settings.devices * settings.num_nodes)
     seen, looks = None, []
     if config.validation is not None:

@@ -1,0 +1,78 @@
+"""Forks the processes of trainings, so that torch and transformers are imported once for many tests (test_scale.py).
+
+A line of JSON in: ``{"argv": [...], "ranks": 2, "seconds": 60, "log": "path", "folder": "path"}``. A line out at once:
+the ids of the processes, rank by rank; and one when they have ended: their exit codes, null for one that had to be
+killed. Each rank prints into ``path.<rank>``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import torch
+
+import swaa.engine.tuning.run  # noqa: F401
+from swaa.cli import main
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def child(order: dict[str, Any], rank: int, port: int) -> None:
+    output = os.open(f"{order['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(order["folder"])
+    if order["ranks"] > 1:  # as torchrun does
+        size = str(order["ranks"])
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="forks")
+    code = 70
+    try:
+        code = main(order["argv"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def carry_out(order: dict[str, Any]) -> list[int | None]:
+    port, ranks = free_port(), {}
+    for rank in range(order["ranks"]):
+        pid = os.fork()
+        if not pid:
+            child(order, rank, port)
+        ranks[pid] = rank
+    print(json.dumps(list(ranks)), flush=True)
+    codes: list[int | None] = [None] * order["ranks"]
+    deadline = time.monotonic() + order["seconds"]
+    while ranks and time.monotonic() < deadline:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            codes[ranks.pop(pid)] = os.waitstatus_to_exitcode(status)
+        else:
+            time.sleep(0.02)
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return codes
+
+
+torch.set_num_threads(1)
+main(sys.argv[1:])  # a training in this process, for all that is imported when it is first needed
+for line in sys.stdin:
+    print(json.dumps(carry_out(json.loads(line))), flush=True)
