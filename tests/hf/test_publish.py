@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import swaa
 from hf.batches import padded, rows_of
 from hf.zoo import BY_TYPE, WORDS
+from swaa.errors import UserError
 from swaa.hf import publish as module
 from swaa.hf.lora import add_lora, load_trainable_state, trainable_state
 from swaa.hf.mark import MARK
@@ -322,3 +323,20 @@ def test_cells_show_what_they_were_given() -> None:
 def test_a_bad_card(change: dict[str, object], message: str) -> None:
     with pytest.raises(swaa.UserError, match=message):
         card(**change)
+
+
+# --- weights that are no numbers ---
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_published(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, with_adapter: bool, value: float
+) -> None:
+    model = adapted() if with_adapter else build()
+    name, weight = next((name, weight) for name, weight in model.named_parameters() if "norm" in name)
+    with torch.no_grad():
+        weight[3] = value
+    with pytest.raises(UserError, match=rf"cannot publish: the weight {name.removeprefix('base_model.model.')} is not"):
+        publish(model, tokenizer, tmp_path / "out", policy=POLICY, card="")
+    assert list(tmp_path.iterdir()) == []

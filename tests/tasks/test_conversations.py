@@ -77,7 +77,8 @@ LINES: list[tuple[object, str]] = [
     ({"prompt": 3, "answer": "x"}, "prompt: expected a string, got 3. Write it as text, in quotes."),
     ({"prompt": "Hi", "answer": ["x"] * 99}, "answer: expected a string, got ['x', 'x',"),
     ({"prompt": "Hi", "answer": "\ud800"}, "answer: expected text that UTF-8 can hold (surrogates not allowed)."),
-    ({**GOOD, "id": 7}, "id: expected a string, got 7."),
+    ({**GOOD, "id": True}, "id: expected a string, got True."),
+    ({**GOOD, "id": 7.0}, "id: expected a string, got 7.0."),
     ({**GOOD, "id": " "}, "id: expected a non-empty string, got ' '."),
     ({**GOOD, "metadata": "x"}, "metadata: expected an object, got 'x'. Write it as"),
     ({**GOOD, "answer_prefix": 1}, "answer_prefix: expected a string, got 1."),
@@ -115,6 +116,13 @@ def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, line: object, m
     assert str(caught.value).startswith(f"{path}:3: ")
     assert message in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_number_is_an_id_too(tmp_path: Path) -> None:
+    path = write(tmp_path, {**GOOD, "id": 7}, {**GOOD, "id": 0})
+    assert [conversation.id for conversation in read_conversations(path)] == ["7", "0"]
+    with pytest.raises(UserError, match="id: '7' is already the id of line 1"):
+        read_conversations(write(tmp_path, {**GOOD, "id": 7}, {**GOOD, "id": "7"}))
 
 
 def test_an_id_that_comes_twice_names_both_lines(tmp_path: Path) -> None:

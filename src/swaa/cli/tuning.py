@@ -93,6 +93,9 @@ def merge(args: argparse.Namespace) -> int:
     if not checkpoint.is_dir():
         there = ", ".join(sorted(path.name for path in checkpoint.parent.glob("[!.]*"))) or "none"
         raise UserError(f"--checkpoint: there is no {args.checkpoint!r} in {run}. There are: {there}.")
-    publish_checkpoint(config, checkpoint, Path(args.output))
+    folder = Path(args.output)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--output: {folder} is not empty. Choose another folder; nothing in it was touched.")
+    publish_checkpoint(config, checkpoint, folder)
     make_console().print(f"Model: {args.output}", highlight=False, soft_wrap=True)
     return 0

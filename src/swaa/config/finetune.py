@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class FineTuning:
                 "FineTuning.lora: self_distillation takes the model with its adapter off as the teacher, and there is "
                 "no adapter. Add 'lora: {}', or train on labels."
             )
+        _check_dtype(self)
         if self.trainer.publish == "best" and self.validation is None:
             raise UserError(
                 "FineTuning.trainer.publish: 'best' is told by the validation loss, and there is no validation. Add "
@@ -84,7 +86,10 @@ class FineTuning:
                 "FineTuning.validation.scoring: 'generate' ends at another step on every device, and fsdp2 needs all "
                 "devices at every step. Use teacher_forced."
             )
+        _check_apart({"train": self.train, "validation": self.validation, "evaluation": self.evaluation})
         object.__setattr__(self, "output", Path(self.output))
+        with within("FineTuning.evaluation", owner="Experiment"):  # now, not when the training is over
+            self.experiment(self.model.name, self.output)
         object.__setattr__(self, "plugins", tuple(self.plugins))
 
     @property
@@ -166,6 +171,34 @@ class FineTuning:
         if mapping.get("train") is None:
             mapping.pop("train", None)
         return build(cls, mapping, "")
+
+
+def _check_dtype(asked: FineTuning) -> None:
+    """Refuse weights in which steps are lost."""
+    mend = "dtype: float32 with trainer.mixed_precision: bfloat16"
+    if asked.model.dtype == "float16":
+        raise UserError(
+            "FineTuning.model.dtype: AdamW divides by nothing in float16, and its first step makes weights that are "
+            f"not finite. Write dtype: bfloat16 with an adapter (lora), or {mend}."
+        )
+    if asked.model.dtype == "bfloat16" and asked.lora is None:
+        raise UserError(
+            "FineTuning.model.dtype: without an adapter (lora: null) the weights themselves are trained, and bfloat16 "
+            f"rounds most steps to nothing. Write {mend}."
+        )
+
+
+def _check_apart(sections: dict[str, Training | Validation | Evaluation | None]) -> None:
+    """Refuse examples that two sections share: what was trained on tells nothing when it is validated or evaluated."""
+    there = [(name, section) for name, section in sections.items() if section is not None]
+    for (name, section), (other, later) in itertools.combinations(there, 2):
+        tasks = [task.label for task in section.tasks if task in later.tasks]
+        lengths = [length for length in section.lengths if length in later.lengths]
+        if tasks and lengths and section.seed == later.seed:
+            raise UserError(
+                f"FineTuning.{other}.seed: {later.seed} is {name}.seed, too, and both ask for {tasks[0]} at "
+                f"{lengths[0]} tokens: these are the same examples. Set {other}.seed to another number."
+            )
 
 
 def _lists(values: dict[str, object]) -> dict[str, object]:

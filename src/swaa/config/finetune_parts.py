@@ -223,14 +223,16 @@ class Validation(Source):
     """What is looked at during training: the loss on samples, and the tasks' accuracy under the inference policy.
 
     Attributes:
+        seed: of the tasks' examples; one that training and evaluation do not have.
         every: optimizer steps between two looks; there is one before the first step and one after the last.
-        batch_size: samples that run together, left-padded.
-        scoring: some of ``generate`` and ``teacher_forced``: how accuracy is measured.
+        batch_size: samples that run together, padded on the right for the loss and on the left for the tasks' accuracy.
+        scoring: some of ``generate`` and ``teacher_forced``: how the tasks' accuracy is measured.
         decoding: of generated answers.
         patience: stop after so many looks without a better loss; None never stops early.
         min_delta: what counts as better, in nats.
     """
 
+    seed: int = 5_000
     every: int = 50
     batch_size: int = 8
     scoring: tuple[str, ...] = ("teacher_forced",)
@@ -245,6 +247,11 @@ class Validation(Source):
         check_items("Validation.scoring", self.scoring, of="scoring", mend="Write scoring: [teacher_forced].")
         for index, scoring in enumerate(self.scoring):
             check_choice(f"Validation.scoring[{index}]", scoring, SCORINGS)
+        if "generate" in self.scoring and not self.tasks:
+            raise UserError(
+                "Validation.scoring: 'generate' answers the prompts of tasks, and there are no tasks. Name some, or "
+                "leave scoring out."
+            )
         if self.patience is not None:
             check_whole("Validation.patience", self.patience, minimum=1)
         check_number("Validation.min_delta", self.min_delta, low=0, high=1e9)
@@ -269,7 +276,7 @@ class Evaluation:
         decoding: of generated answers.
         text_tokens: tokens of text far from the task whose negative log-likelihood under full attention is compared
             before and after; 0 leaves it out.
-        text_window: tokens that the model reads of it at a time.
+        text_window: tokens that the model reads of it at a time, and no more than its context.
         text_file: the text; None is the documentation that comes with Python (``pydoc_data.topics``).
     """
 
@@ -287,8 +294,11 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_items("Evaluation.tasks", self.tasks, of="task", mend="See 'swaa ls tasks'.")
         check_items("Evaluation.lengths", self.lengths, of="prompt length", mend="Write lengths: [900].")
+        check_items("Evaluation.scoring", self.scoring, of="scoring", mend=f"Write scoring: {list(SCORINGS)}.")
         check_whole("Evaluation.text_tokens", self.text_tokens, minimum=0)
         check_whole("Evaluation.text_window", self.text_window, minimum=2)
+        if self.text_file is not None:
+            check_text("Evaluation.text_file", self.text_file)
         for name in ("tasks", "lengths", "scoring"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 

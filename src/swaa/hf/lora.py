@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from swaa.errors import UserError, invalid, unknown
+from swaa.hf.sharding import whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,7 +59,8 @@ def add_lora(
             but the output head. Each of them has to match. Fused projections are named as such (``"query_key_value"``).
         seed: of the adapter's weights; None draws them from torch's global generator.
         adapter_dtype: ``"float32"`` keeps the adapter of a half-precision model in float32, as stable training needs;
-            ``"base"`` gives it the dtype of the layer below, for FSDP2, which needs one dtype throughout.
+            ``"base"`` gives it the dtype of the layer below, which halves its memory and that of its optimizer. FSDP2
+            takes both: it needs one dtype among the weights that are trained.
 
     Raises:
         UserError: PEFT is missing; a value is out of its range; the model has an adapter already; a target matches no
@@ -147,12 +149,6 @@ def _tied_layers(model: nn.Module) -> dict[str, str]:
 # --- what is trained ---
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) numbers that the model's parameters hold; tied ones count once."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
-
-
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy on the CPU of every parameter that is trained, by its name in ``model``; a tied one once.
 
@@ -160,7 +156,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     change them. Sharded parameters (FSDP2) come whole: then every rank has to call this.
     """
     return {
-        name: _whole(parameter).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        name: whole(parameter).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, parameter in _trained(model).items()
     }
 
@@ -169,6 +165,21 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put back what :func:`trainable_state` gave, into a model that trains the same parameters.
 
     Values are cast to the model's dtypes, and sharded where the model is. Nothing is changed if it does not fit.
+
+    Raises:
+        UserError: see :func:`check_trainable_state`.
+    """
+    check_trainable_state(model, state)
+    with torch.no_grad():
+        for name, parameter in _trained(model).items():
+            value = state[name].to(parameter.device, parameter.dtype)
+            if isinstance(parameter, DTensor):
+                value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            parameter.copy_(value)
+
+
+def check_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse a state that is not that of the parameters which the model trains, all of them and no other.
 
     Raises:
         UserError: a parameter is missing in the state, or is not one that the model trains, or has another shape.
@@ -184,21 +195,10 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if state[name].shape != parameter.shape:
             shapes = f"expected shape {list(parameter.shape)}, got {list(state[name].shape)}"
             raise UserError(f"{where}: {name}: {shapes}. {mend}")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            value = state[name].to(parameter.device, parameter.dtype)
-            if isinstance(parameter, DTensor):
-                value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
-            parameter.copy_(value)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    whole: Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    return whole
 
 
 # --- with and without the adapter ---

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 from torch import nn
@@ -52,12 +53,13 @@ def publish(
         The folder.
 
     Raises:
-        UserError: the folder is not empty, or cannot be written; and everything that ``merged`` and ``apply_policy``
-            raise.
+        UserError: the folder is not empty, or cannot be written; a weight is not finite; and everything that
+            ``merged`` and ``apply_policy`` raise.
     """
     folder = Path(folder).expanduser().absolute()
     _refuse_to_lose(folder, overwrite)
     plain = merged(model)
+    _refuse_not_finite(plain)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as aside:
@@ -74,6 +76,15 @@ def publish(
         mend = "Make room there, or choose a folder that you can write to."
         raise UserError(f"cannot write the checkpoint {folder}: {error}. {mend}") from error
     return folder
+
+
+def _refuse_not_finite(model: nn.Module) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise UserError(
+                f"cannot publish: the weight {name} is not finite everywhere, so that the model says nothing. Use an "
+                f"earlier checkpoint of the training."
+            )
 
 
 def _refuse_to_lose(folder: Path, overwrite: bool) -> None:

@@ -106,7 +106,10 @@ class Conversation:
         metadata = given.get("metadata", {})
         if not isinstance(metadata, Mapping):
             raise _refused("metadata", "an object", metadata, 'Write it as {"key": value}.')
-        return cls(_text("id", given.get("id", default_id)), turns, prefix, metadata)
+        name = given.get("id", default_id)
+        if isinstance(name, int) and not isinstance(name, bool):  # as many data sets number their lines
+            name = str(name)
+        return cls(_text("id", name), turns, prefix, metadata)
 
     def to_json(self) -> str:
         """One line of JSON without the line's end; :func:`read_conversations` reads it."""

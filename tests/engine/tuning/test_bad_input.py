@@ -104,6 +104,8 @@ def test_samples_that_are_too_long_are_counted_and_named(
         (["train.pack_length=300", "train.micro_batch_size=2"], "train.micro_batch_size: expected 1 with pack_length"),
         (["policy=SlidingWindow(4).on_layers(9)"], "layer 9 is out of range"),
         (["policy=SlidingWindw(4)"], "Did you mean 'SlidingWindow'?"),
+        (["model.dtype=float16"], "model.dtype: AdamW divides by nothing in float16"),
+        (["model.dtype=bfloat16", "lora=null"], "Write dtype: float32 with trainer.mixed_precision: bfloat16."),
         (["trainer.publish=best"], "trainer.publish: 'best' is told by the validation loss"),
         (["trainer.loggers=[csvs]"], "trainer.loggers[0]"),
     ],

@@ -310,6 +310,27 @@ def test_a_gradient_that_is_no_number_stops_it_too_before_a_weight_changes(model
         assert torch.equal(value, spiked.before[name]), name
 
 
+class Lost(Callback):
+    """A finite gradient, and an optimizer that makes a weight of it that is not finite."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == self.step:
+            optimizer.param_groups[0]["params"][0].grad[0, 0] = math.nan  # after the look at the gradient's norm
+
+
+def test_weights_that_are_no_numbers_get_into_no_checkpoint(model_folder: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=1, num_steps=4, looks=None)
+    message = f"step 3: the norm of the trained weights is nan.* The last good checkpoint: {tmp_path / 'step-000002'}."
+    with pytest.raises(UserError, match=message):
+        fit(config(model_folder, train={"batch_size": 2}), callbacks=[Lost(2), checkpoints])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+    for kept in tmp_path.iterdir():
+        assert all(bool(value.isfinite().all()) for value in load_file(kept / "model.safetensors").values())
+
+
 def test_weights_are_those_of_the_step_before_the_loss_was_none(model_folder: Path) -> None:
     poison, spy = Poison(1, math.nan), Seen()
     keep: dict[str, Any] = {}

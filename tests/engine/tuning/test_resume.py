@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from plants import Write, conversations, write_lines
 from swaa.cli import main
@@ -289,6 +290,32 @@ def test_another_configuration_cannot_go_on(
     # what changes no weight may differ
     outcome = tune(file, output, "trainer.checkpoint_every=5")
     assert len(outcome.metrics) == 13
+
+
+@pytest.mark.parametrize("wrong", ["missing", "extra", "shape"])
+def test_a_checkpoint_that_lacks_weights_is_not_gone_on_from(
+    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    file = write_config(trainer={"checkpoint_every": 3})
+    outcome = tune(file, tmp_path / "tune")
+    checkpoints = tmp_path / "tune" / "checkpoints"
+    shutil.rmtree(outcome.merged)
+    shutil.rmtree(checkpoints / "step-000006")
+    weights = load_file(checkpoints / "step-000003" / "model.safetensors")
+    name = sorted(weights)[2]
+    if wrong == "missing":
+        del weights[name]
+    elif wrong == "extra":
+        name = "model.more.weight"
+        weights[name] = torch.zeros(2)
+    else:
+        weights[name] = weights[name][1:].clone()
+    save_file(weights, checkpoints / "step-000003" / "model.safetensors")
+    assert main(["finetune", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert f"cannot go on from {checkpoints / 'step-000003'}: trainable state: " in told
+    assert name in told
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000003"]
 
 
 def test_other_samples_cannot_go_on(write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

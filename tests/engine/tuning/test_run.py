@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ import swaa
 from plants import ANSWERS, Write, conversations, write_lines
 from swaa.cli import main
 from swaa.config import load_finetuning
+from swaa.engine.prompting import count_tokens
+from swaa.engine.run import run_experiment
 from swaa.engine.text_nll import read_text, text_nll
 from swaa.engine.tuning import run_finetuning
 from swaa.engine.tuning.outcome import Outcome
 from swaa.errors import UserError
 from swaa.hf.loading import load
+from swaa.tasks import NeedleSingle
+from swaa.tasks.conversations import Conversation
 
 LEARNS: dict[str, Any] = {
     "train": {"epochs": 30},
@@ -179,20 +184,31 @@ def test_self_distillation_without_labels_comes_closer_to_the_teacher(
     assert apart["tuned"] < 0.7 * apart["base"]
 
 
-def test_a_look_says_what_an_evaluation_of_the_merged_model_says(write_config: Write) -> None:
+def test_a_look_says_what_an_evaluation_of_the_merged_model_says(
+    write_config: Write, tmp_path: Path, tokenizer: Any
+) -> None:
     """Two of four examples are learnt by heart; the others are right by no more than luck."""
     task = {"tasks": [{"name": "needle_single"}], "lengths": [300], "seed": 5}
     asked = {**task, "num_examples": 4, "decoding": {"max_new_tokens": 10}, "scoring": ["generate", "teacher_forced"]}
+    counter = partial(count_tokens, tokenizer)
+    examples = NeedleSingle().examples(length=300, num_examples=2, seed=5, count_tokens=counter)
+    learnt = tmp_path / "learnt.jsonl"
+    learnt.write_text("".join(Conversation.of_example(one).to_json() + "\n" for one in examples))
     file = write_config(
-        train={"files": [], **task, "num_examples": 2, "batch_size": 2, "epochs": 60},
+        train={"files": [str(learnt)], "batch_size": 2, "epochs": 60},
         lora=None,
         optimizer={"learning_rate": 3e-3},
         validation={**asked, "every": 100, "batch_size": 3},
-        evaluation={**asked, "batch_size": 1, "text_tokens": 0},
     )
     outcome = tune(file)
     assert list(looks(outcome, "loss")) == [0, 60], "one after the last step, though none falls due"
-    row = outcome.rows["after"][1]
+    asked_alone = load_finetuning(write_config("other", evaluation={**asked, "batch_size": 1, "text_tokens": 0}))
+    rows = {}
+    for when, model in {"before": asked_alone.model.name, "after": str(outcome.merged)}.items():
+        experiment = asked_alone.experiment(model, tmp_path / when)
+        assert experiment is not None
+        rows[when] = run_experiment(experiment, console=Console(quiet=True))
+    row = rows["after"][1]
     assert row.recipe == "policy"
     assert row.accuracy is not None
     assert row.forced is not None
@@ -201,7 +217,7 @@ def test_a_look_says_what_an_evaluation_of_the_merged_model_says(write_config: W
     assert looks(outcome, "all_correct")[60] == row.accuracy.value
     assert looks(outcome, "forced_exact")[0] == 0
     assert looks(outcome, "score")[60] == pytest.approx(row.score)
-    assert outcome.rows["before"][1].forced.value == 0  # type: ignore[union-attr]
+    assert rows["before"][1].forced.value == 0  # type: ignore[union-attr]
 
 
 def test_looks_are_under_the_policy_itself_while_windows_still_shrink(write_config: Write, data_file: Path) -> None:
@@ -322,7 +338,7 @@ def test_metrics_go_where_they_are_asked_to(write_config: Write) -> None:
     file = write_config(trainer={"loggers": ["csv", "tensorboard"]})
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(
-            UserError, match="'tensorboard' needs the package tensorboard. Run: pip install tensorboard"
+            UserError, match=r"'tensorboard' needs the package tensorboard. Run: pip install 'swaa\[tensorboard\]'"
         ):
             tune(file)
         return
@@ -379,6 +395,33 @@ def test_the_likelihood_of_text_is_what_a_loop_sums_up(model: Any, tokenizer: An
         assert found.nats_per_token == pytest.approx(total / count, rel=1e-5)
     with pytest.raises(UserError, match="the text has 190 tokens, and a stretch of 200 is wanted"):
         text_nll(model, tokenizer, text, num_tokens=400, window=200)
+
+
+def test_stretches_of_text_begin_as_the_tokenizer_begins_texts(model: Any, tokenizer: Any) -> None:
+    class Beginning:
+        """As Llama's: a token of its own before every text."""
+
+        bos_token_id = 1
+
+        def __call__(self, text: str, add_special_tokens: bool = True, **options: Any) -> dict[str, list[int]]:
+            ids = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+            return {"input_ids": [1, *ids] if add_special_tokens else ids}
+
+    text = "".join(chr(97 + (5 * place * place) % 26) for place in range(190))
+    ids = tokenizer(text)["input_ids"]
+    total, count = 0.0, 0
+    for start in (0, 80, 161):
+        stretch = ids[start : start + 29]
+        with torch.no_grad():
+            probabilities = model(torch.tensor([[1, *stretch]])).logits[0].double().softmax(-1)
+        for place, token in enumerate(stretch):
+            total -= math.log(float(probabilities[place, token]))
+            count += 1
+    found = text_nll(model, Beginning(), text, num_tokens=90, window=30)
+    assert found.num_tokens == count == 87
+    assert found.nats_per_token == pytest.approx(total / count, rel=1e-5)
+    without = text_nll(model, tokenizer, text, num_tokens=90, window=30)
+    assert abs(without.nats_per_token - found.nats_per_token) > 1e-3
 
 
 def test_texts_come_from_python_or_from_a_file(tmp_path: Path) -> None:

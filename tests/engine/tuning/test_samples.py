@@ -49,6 +49,15 @@ ENDED_TWICE = (  # SmolLM2, Qwen2: a line end behind the token that ends the tur
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+THINKING = (  # Qwen3's thinking models: the prompt for a reply opens a thought, and a reply that is given has one
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
+    "({{ m.content.split(')')[0].lstrip('(') | trim if ')' in m.content }})\n{{ m.content.split(')')[-1] | trim }}"
+    "{% else %}{{ m.content }}{% endif %}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>({% endif %}"
+)
+FORGETTING = (  # DeepSeek R1: thoughts are cut out of every reply that is given
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split(')')[-1] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 REFUSING = "{{ raise_exception('no system turns') }}"
 
 
@@ -141,6 +150,31 @@ def test_a_single_turns_prompt_is_the_one_that_generation_has(tokenizer: Any, te
     assert sample.ids[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("template", "reply", "prefix", "expected"),
+    [
+        (THINKING, "so)42", "", "(«so)42</s>»"),  # another spelling than the template's own
+        (THINKING, "so)\n42", "", "(«so)\n42</s>»"),
+        (THINKING, "(so)\n42", "", "(«so)\n42</s>»"),  # the prompt has opened the thought already
+        (THINKING, "42", "", "(«42</s>»"),
+        (THINKING, "so)42", "so)", "(so)«42</s>»"),
+        (THINKING, "()42", "()", "(()«42</s>»"),  # a prefix stands as it is, as when answers are generated
+        (FORGETTING, "so)42", "", "«so)42</s>»"),
+        (FORGETTING, "(so)42", "(", "(«so)42</s>»"),
+        (FORGETTING, "42", "4", "4«2</s>»"),
+    ],
+)
+def test_a_reply_that_the_template_rewrites_is_trained_on_as_it_is_given(
+    tokenizer: Any, template: str, reply: str, prefix: str, expected: str
+) -> None:
+    changed = with_template(tokenizer, template)
+    sample = make_sample(changed, Conversation("c", (Turn("user", "Hi"), Turn("assistant", reply)), prefix))
+    line_end = "\n" if template == THINKING else ""
+    assert shown(changed, sample) == f"<|user|>Hi</s>{line_end}<|assistant|>{expected}"
+    prompt = prepare(changed, Example("e", "Hi", prefix, "?", ("?",)))
+    assert sample.ids[: sample.answers[0][0]] == prompt.ids
+
+
 def test_a_special_token_in_the_answer_does_not_end_it(tokenizer: Any) -> None:
     turns = (Turn("user", "Hi"), Turn("assistant", "a<|user|>b"))
     sample = make_sample(tokenizer, Conversation("c", turns))
@@ -214,8 +248,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> No
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (HIDING.replace("loop.last %}[]", "loop.last %}()"), "chat: turn 3: the chat template writes this reply o"),
-        (OPENING.replace("{{ m.content }}", "{{ m.content | upper }}"), "(such as <think>), or train with"),
+        (HIDING.replace("loop.last %}[]", "loop.last %}()"), "chat: the chat template rewrites earlier turns once"),
+        (OPENING.replace("{{ m.content }}", "{{ m.content | upper }}"), "turn 3: the chat template writes this reply"),
         (REFUSING, "chat: the chat template refuses the turns system, user (no system turns). Give it turns that it"),
     ],
 )  # fmt: skip

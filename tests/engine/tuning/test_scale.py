@@ -448,4 +448,4 @@ def test_all_processes_stop_with_the_first(forks: Forks, tmp_path: Path, how: si
 def test_no_process_deletes_what_others_look_at(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--fresh: .* Delete .*out yourself, and leave --fresh out"):
-        run_finetuning(load_finetuning(file, output=tmp_path / "out"), fresh=True)
+        run_finetuning(load_finetuning(file, ["trainer.devices=2"], output=tmp_path / "out"), fresh=True)

@@ -39,11 +39,15 @@ class FolderCheckpoints(CheckpointIO):
         partial.mkdir(parents=True)
         save_file(weights, partial / WEIGHTS)
         torch.save(rest, partial / STATE)
-        for name in (WEIGHTS, STATE):
-            with (partial / name).open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
+        for path in (partial / WEIGHTS, partial / STATE, partial):
+            _flush(path)
+        former = _former(target)
+        if target.exists():  # one of the two is there at any moment, whole
+            shutil.rmtree(former, ignore_errors=True)
+            target.rename(former)
         partial.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(former, ignore_errors=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read it back; nothing in it is executed.
@@ -100,7 +104,10 @@ class Checkpoints(Callback):
         if self._best is None or float(loss) < self._best:
             self._best = float(loss)
             trainer.save_checkpoint(self._folder / "best")
-        self._save_if_due(trainer)
+        if trainer.should_stop:  # early: from here, and not from the end, a training with more patience goes on
+            self._save(trainer, trainer.global_step)
+        else:
+            self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._saved != trainer.global_step:  # stopped early; all devices have to agree, so none looks at the disk
@@ -140,7 +147,7 @@ def latest(folder: Path) -> Path | None:
 def best(folder: Path) -> Path | None:
     """The checkpoint with the best validation loss, or None."""
     path = folder / "best"
-    return path if path.is_dir() else None
+    return next((one for one in (path, _former(path)) if one.is_dir()), None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -160,6 +167,20 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         return load_file(checkpoint / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"damaged checkpoint {checkpoint}: {error}. Resume from another one.") from error
+
+
+def _former(checkpoint: Path) -> Path:
+    """Where the one that is replaced stays until the new one has its name."""
+    return checkpoint.with_name(f".{checkpoint.name}.former")
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _by_step(folder: Path) -> list[Path]:

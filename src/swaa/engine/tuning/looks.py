@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from swaa.config import Validation
+from swaa.config import Objective, Validation
 from swaa.engine.batch import Batch
 from swaa.engine.decode import generate, prefill, teacher_forced
 from swaa.engine.tuning.batch import TrainingBatch
-from swaa.engine.tuning.objective import answer_logits
+from swaa.engine.tuning.objective import compute_losses_and_logits
 from swaa.engine.tuning.samples import NO_TARGET
 from swaa.graders import grade
 
@@ -44,16 +44,30 @@ class Looks:
         self._validation = validation
         self._sums: dict[str, tuple[float, float]] = {}
 
-    def begin(self) -> None:
+    def begin(self, objective: Objective) -> None:
         """Forget what was seen. All devices sum up the same figures, whatever batches they get."""
-        names = ["loss", "exact", *(["forced_exact"] if self._scores("teacher_forced") else [])]
+        names = ["loss", "cross_entropy", *(["divergence"] if objective.distils else []), "exact"]
+        names += [*(["forced_exact"] if self._scores("teacher_forced") else [])]
         names += ["score", "all_correct"] if self._scores("generate") else []
         self._sums = dict.fromkeys(names, (0.0, 0.0))
 
-    def see(self, model: Any, look: Look) -> None:
-        """Take in a batch."""
+    def see(
+        self,
+        model: Any,
+        look: Look,
+        objective: Objective,
+        teaching: Callable[[], AbstractContextManager[object]] | None = None,
+    ) -> None:
+        """Take in a batch.
+
+        Args:
+            model: with the policy on it.
+            look: the batch.
+            objective: what the training minimises; the same as in :meth:`begin`.
+            teaching: see :func:`swaa.engine.tuning.objective.compute_losses`.
+        """
         if isinstance(look.batch, TrainingBatch):
-            seen = _answers(model, look.batch)
+            seen = _answers(model, look.batch, objective, teaching)
         else:
             seen = self._accuracy(model, look.batch)
         for name, (total, count) in seen.items() if look.counts else ():
@@ -61,8 +75,10 @@ class Looks:
             self._sums[name] = (before[0] + total, before[1] + count)
 
     def figures(self, summed: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means over everything seen on all devices: ``loss`` in nats per answer token, the others in [0, 1].
+        """The means over everything seen on all devices: losses in nats per answer token, the others in [0, 1].
 
+        ``loss`` is the objective, as the training minimises it; ``cross_entropy`` is that with the answers' tokens, and
+        ``divergence``, of self-distillation, that from the teacher before the factor of the temperature.
         ``exact`` is the share of samples whose every answer token, the end of the turn among them, is the likeliest;
         the others are of the tasks' examples, and are what ``swaa run`` calls them.
 
@@ -92,14 +108,23 @@ class Looks:
         return bool(self._validation.tasks) and scoring in self._validation.scoring
 
 
-def _answers(model: Any, batch: TrainingBatch) -> dict[str, tuple[float, float]]:
-    """The loss and the exactness of a batch of one sample a row, as sums and counts."""
+def _answers(
+    model: Any,
+    batch: TrainingBatch,
+    objective: Objective,
+    teaching: Callable[[], AbstractContextManager[object]] | None,
+) -> dict[str, tuple[float, float]]:
+    """The losses and the exactness of a batch of one sample a row, as sums and counts."""
     wanted_BS = batch.targets != NO_TARGET
-    targets_N, logits_NV = batch.targets[wanted_BS], answer_logits(model, batch)
+    losses, logits_NV = compute_losses_and_logits(model, batch, objective, teaching)
     right_BS = torch.ones_like(wanted_BS)
-    right_BS[wanted_BS] = logits_NV.argmax(-1) == targets_N
-    loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
-    return {
-        "loss": (float(loss), batch.answer_tokens),
+    right_BS[wanted_BS] = logits_NV.argmax(-1) == batch.targets[wanted_BS]
+    tokens = batch.answer_tokens
+    seen: dict[str, tuple[float, float]] = {
+        "loss": (float(losses.total), tokens),
+        "cross_entropy": (float(losses.cross_entropy), tokens),
         "exact": (float(right_BS.all(1).sum()), len(batch.sample_ids)),
     }
+    if losses.divergence is not None:
+        seen["divergence"] = (float(losses.divergence), tokens)
+    return seen

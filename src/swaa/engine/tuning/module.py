@@ -20,11 +20,12 @@ from swaa.engine.decode import now
 from swaa.engine.tuning.anneal import annealed
 from swaa.engine.tuning.batch import TrainingBatch
 from swaa.engine.tuning.checkpoint import Checkpoints
+from swaa.engine.tuning.logs import flush
 from swaa.engine.tuning.looks import Looks
 from swaa.engine.tuning.objective import Losses, compute_losses
 from swaa.errors import UserError
 from swaa.hf.apply import PolicyHandle
-from swaa.hf.lora import adapter_off
+from swaa.hf.lora import adapter_off, check_trainable_state
 from swaa.hf.sharding import gather_no_more, shard, whole
 
 
@@ -92,7 +93,7 @@ class FineTuner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self._config.optimizer
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        trained = self._trained()
         groups = [
             {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": settings.weight_decay},
             {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
@@ -109,7 +110,8 @@ class FineTuner(LightningModule):
         """One optimizer step.
 
         Raises:
-            UserError: the loss or its gradient is not finite; the weights are still those of the step before.
+            UserError: the loss or its gradient is not finite, and the weights are still those of the step before; or
+                the step made a weight that is not finite. No checkpoint has any of it.
         """
         number, start = self.global_step, now(self.device)
         optimizer: Any = self.optimizers()
@@ -134,6 +136,9 @@ class FineTuner(LightningModule):
             raise UserError(self._not_finite(number + 1, "gradient's norm", norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        size = self._size()
+        if not math.isfinite(size):
+            raise UserError(self._not_finite(number + 1, "norm of the trained weights", size))
         schedule: Any = self.lr_schedulers()
         rate = schedule.get_last_lr()[0]
         schedule.step()
@@ -154,11 +159,11 @@ class FineTuner(LightningModule):
     def validation_step(self, batch: Any, index: int) -> None:
         assert self._looks is not None
         with self._handle.using(self._config.policy):
-            self._looks.see(self.model, batch)
+            self._looks.see(self.model, batch, self._config.objective, self._teaching)
 
     def on_validation_epoch_start(self) -> None:
         assert self._looks is not None
-        self._looks.begin()
+        self._looks.begin(self._config.objective)
 
     def on_validation_epoch_end(self) -> None:
         assert self._looks is not None
@@ -171,10 +176,22 @@ class FineTuner(LightningModule):
         names = {name for name, weight in self.named_parameters() if weight.requires_grad}
         state = checkpoint["state_dict"]  # of sharded weights, one device has it, and the others have nothing
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in names}
+        flush(self.loggers)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse one that would leave a trained weight as it is.
+
+        Raises:
+            UserError: its weights are not the trained ones, or have other shapes.
+        """
+        try:
+            check_trainable_state(self, checkpoint["state_dict"])
+        except UserError as error:
+            raise UserError(f"cannot go on from {self.trainer.ckpt_path}: {error}") from error
 
     @property
     def strict_loading(self) -> bool:
-        """False: a checkpoint holds the trained weights alone; :mod:`checkpoint` sees to it that they are all there."""
+        """False: a checkpoint holds the trained weights alone; :meth:`on_load_checkpoint` checks them."""
         return False
 
     @strict_loading.setter
@@ -225,6 +242,14 @@ class FineTuner(LightningModule):
         trained = [weight for weight in self.model.parameters() if weight.grad is not None]
         norm: Any = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
         return float(whole(norm))
+
+    def _size(self) -> float:
+        """The norm of the trained weights: one pass over them, and one number to wait for."""
+        norm: Any = torch.nn.utils.get_total_norm([weight.detach() for weight in self._trained()])
+        return float(whole(norm))
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def _not_finite(self, step: int, what: str, value: float) -> str:
         trainer: Any = self.trainer

@@ -49,10 +49,21 @@ def compute_losses(
         objective: what is minimised.
         teaching: a context in which the same model is the teacher; needed where ``objective.distils``.
     """
+    return compute_losses_and_logits(model, batch, objective, teaching)[0]
+
+
+def compute_losses_and_logits(
+    model: Any,
+    batch: TrainingBatch,
+    objective: Objective,
+    teaching: Callable[[], AbstractContextManager[object]] | None = None,
+) -> tuple[Losses, Tensor]:
+    """The same, and the float32 logits ``[N, V]`` that the losses are of."""
     targets_N = batch.targets[batch.targets != NO_TARGET]
     if not objective.distils:
-        total = cross_entropy = F.cross_entropy(answer_logits(model, batch), targets_N, reduction="sum")
-        return Losses(total, cross_entropy.detach())
+        student_NV = answer_logits(model, batch)
+        total = cross_entropy = F.cross_entropy(student_NV, targets_N, reduction="sum")
+        return Losses(total, cross_entropy.detach()), student_NV
     assert teaching is not None
     with torch.no_grad(), teaching():
         teacher_NV = answer_logits(model, batch)
@@ -62,7 +73,7 @@ def compute_losses(
     total = (1 - objective.label_weight) * objective.temperature**2 * divergence
     if objective.label_weight:
         total = total + objective.label_weight * cross_entropy
-    return Losses(total, cross_entropy.detach(), divergence.detach())
+    return Losses(total, cross_entropy.detach(), divergence.detach()), student_NV
 
 
 def kl_divergence(teacher_NV: Tensor, student_NV: Tensor, temperature: float) -> Tensor:

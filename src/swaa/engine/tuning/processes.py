@@ -71,15 +71,40 @@ def company(config: FineTuning, trainer: Any, logs: Path) -> Iterator[None]:
         torch.set_num_threads(threads)  # Lightning divides them by the number of processes
 
 
-def helps() -> bool:
-    """Is this a process that another one started, or a later rank of a launcher's? It trains and does no more."""
-    return any(int(os.environ.get(name, "0") or 0) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"))
+def check_world_size(config: FineTuning) -> None:
+    """Refuse a launcher that starts other than the processes that the training is made for.
+
+    Raises:
+        UserError: the environment has another WORLD_SIZE.
+    """
+    settings, told = config.trainer, os.environ.get("WORLD_SIZE")
+    size = settings.devices * settings.num_nodes
+    if told and told != str(size):
+        raise UserError(
+            f"trainer.devices: {settings.devices} on each of trainer.num_nodes: {settings.num_nodes} makes {size} "
+            f"processes, and WORLD_SIZE is {told}, as torchrun sets it. Set trainer.devices to the processes of a "
+            f"machine (--nproc-per-node), or unset WORLD_SIZE if nothing has started this process."
+        )
+
+
+def helps(config: FineTuning) -> bool:
+    """Is this a process that another one started, or a later rank of a launcher's? It trains and does no more.
+
+    What the environment says of ranks counts only where there are several processes.
+    """
+    names = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK")
+    return _several(config) and any(int(os.environ.get(name, "0") or 0) > 0 for name in names)
 
 
 def from_outside(config: FineTuning) -> bool:
     """Does something else start processes of this training: torchrun, SLURM, or a user on several machines?"""
     tasks = (os.environ.get(name) or "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    return _PARENT not in os.environ and (config.trainer.num_nodes > 1 or any(int(number) > 1 for number in tasks))
+    launched = config.trainer.num_nodes > 1 or any(int(number) > 1 for number in tasks)
+    return _PARENT not in os.environ and _several(config) and launched
+
+
+def _several(config: FineTuning) -> bool:
+    return config.trainer.devices * config.trainer.num_nodes > 1
 
 
 @contextlib.contextmanager

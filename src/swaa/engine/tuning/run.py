@@ -1,34 +1,35 @@
-"""A fine-tuning from beginning to end: train, merge, publish, measure before and after. Any part can be resumed."""
+"""A fine-tuning from beginning to end: measure, train, merge, publish, measure again. Any part can be resumed."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import gc
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from swaa.config import FineTuning
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
-from swaa.engine.run import run_experiment
-from swaa.engine.text_nll import TextNll, read_text, text_nll
 from swaa.engine.tuning.checkpoint import best, latest, load_weights, step_of
-from swaa.engine.tuning.folder import MERGED, TEXT, TuningFolder
+from swaa.engine.tuning.figures import Figures, measure
+from swaa.engine.tuning.folder import AFTER, BEFORE, MERGED, TuningFolder
 from swaa.engine.tuning.logs import read_metrics
 from swaa.engine.tuning.outcome import Outcome, facts_of, results_of, to_markdown
-from swaa.engine.tuning.processes import from_outside, helping, helps
+from swaa.engine.tuning.processes import check_world_size, from_outside, helping, helps
 from swaa.engine.tuning.setup import prepare_model
-from swaa.engine.tuning.train import train
+from swaa.engine.tuning.train import check, train
 from swaa.errors import UserError
-from swaa.hf.loading import load
 from swaa.hf.lora import load_trainable_state
 from swaa.hf.publish import CARD, model_card, publish
 from swaa.hf.weights import CATALOGUE
-from swaa.policies import FullAttention
 
 
 def run_finetuning(config: FineTuning, *, fresh: bool = False, console: Console | None = None) -> Outcome | None:
-    """Do what the folder does not hold yet: train, merge and publish, evaluate before and after, and report.
+    """Do what the folder does not hold yet: evaluate, train, merge and publish, evaluate again, and report.
+
+    The model is evaluated before it is trained, so that what is wrong with the evaluation costs minutes and no
+    training. Only where a launcher's other processes wait meanwhile is it done afterwards.
 
     Args:
         config: what is asked for.
@@ -43,12 +44,13 @@ def run_finetuning(config: FineTuning, *, fresh: bool = False, console: Console 
         Interrupted: Ctrl-C; the last checkpoint is kept.
     """
     console = console or Console(stderr=True)
+    check_world_size(config)
     if fresh and from_outside(config):
         raise UserError(
             f"--fresh: with processes that something else starts, none can delete before the others look. Delete "
             f"{config.output} yourself, and leave --fresh out."
         )
-    if helps():
+    if helps(config):
         with helping():
             if not (config.output / MERGED).exists():
                 train(config, config.output, Console(stderr=True, quiet=True))
@@ -56,10 +58,7 @@ def run_finetuning(config: FineTuning, *, fresh: bool = False, console: Console 
     with TuningFolder(config, fresh=fresh) as folder:
         try:
             with stoppable():
-                if not folder.merged.exists():
-                    train(config, folder.path, console, remember=folder.remember)
-                    publish_checkpoint(config, chosen_checkpoint(config), folder.merged)
-                outcome = _measured(config, folder, console)
+                figures = _work(config, folder, console)
         except StopRequested:
             kept = latest(folder.checkpoints)
             at = "none yet" if kept is None else f"after step {step_of(kept)}"
@@ -67,10 +66,42 @@ def run_finetuning(config: FineTuning, *, fresh: bool = False, console: Console 
                 f"Interrupted; the last checkpoint in {folder.checkpoints}: {at}. "
                 "Run the same command again to go on from there."
             ) from None
+        outcome = _outcome(config, folder, figures)
         folder.write_report(outcome.to_dict(), to_markdown(outcome))
         card = _card(config, outcome.facts, results_of(outcome))
         (folder.merged / CARD).write_text(card, encoding="utf-8")
     return outcome
+
+
+def _work(config: FineTuning, folder: TuningFolder, console: Console) -> dict[str, Figures]:
+    """Everything that needs a model; the figures before and after."""
+    figures: dict[str, Figures] = {}
+    models = {BEFORE: config.model.name, AFTER: str(folder.merged)}
+
+    def evaluate(when: str) -> None:
+        if config.evaluation is not None and when not in figures:
+            console.print(f"Evaluating the model {when} the training", highlight=False)
+            found = measure(config, models[when], folder.path / when, console)
+            if found is not None:
+                figures[when] = found
+
+    if config.evaluation is not None and not from_outside(config):
+        if not folder.merged.exists() and not (folder.path / BEFORE).exists():
+            folder.remember(check(config))
+            _let_go()
+        evaluate(BEFORE)
+    if not folder.merged.exists():
+        _let_go()  # of what was evaluated
+        train(config, folder.path, console, remember=folder.remember)
+        _let_go()
+    if not folder.is_published:
+        folder.before_publishing()
+        publish_checkpoint(config, chosen_checkpoint(config), folder.merged, overwrite=True)
+        folder.after_publishing()
+        _let_go()
+    for when in models:
+        evaluate(when)
+    return figures
 
 
 def chosen_checkpoint(config: FineTuning) -> Path:
@@ -108,37 +139,21 @@ def publish_checkpoint(config: FineTuning, checkpoint: Path, folder: Path, *, ov
     )
 
 
-def _measured(config: FineTuning, folder: TuningFolder, console: Console) -> Outcome:
-    names = {"before": config.model.name, "after": str(folder.merged)}
-    rows, texts = {}, {}
-    for when, name in names.items():
-        experiment = config.experiment(name, folder.path / when)
-        if experiment is not None:
-            console.print(f"Evaluating the model {when} the training", highlight=False)
-            rows[when] = tuple(run_experiment(experiment, console=console))
-            if experiment and config.evaluation is not None and config.evaluation.text_tokens:
-                texts[when] = _text_nll(config, name, experiment.output / TEXT)
+def _outcome(config: FineTuning, folder: TuningFolder, figures: Mapping[str, Figures]) -> Outcome:
     metrics, samples = read_metrics(folder.path / "logs"), folder.samples()
+    rows = {when: one.rows for when, one in figures.items()}
+    texts = {when: one.text for when, one in figures.items() if one.text is not None}
     facts = facts_of(config, metrics, samples)
     return Outcome(facts, metrics, rows, texts, folder.merged, tuple(samples.get("too_long", ())))
 
 
-def _text_nll(config: FineTuning, name: str, kept: Path) -> TextNll:
-    """The figure, measured once and then read from the file ``kept``, unless something else is asked for."""
-    wanted = config.evaluation
-    assert wanted is not None
-    asked = {"file": wanted.text_file, "num_tokens": wanted.text_tokens, "window": wanted.text_window}
-    if kept.exists():
-        before = json.loads(kept.read_bytes())
-        if before["asked"] == asked:
-            return TextNll(**before["figure"])
-    model, tokenizer = load(name, FullAttention(), dtype=config.model.dtype, device=config.model.device)
-    text = read_text(wanted.text_file)
-    figure = text_nll(model, tokenizer, text, num_tokens=wanted.text_tokens, window=wanted.text_window)
-    draft = kept.with_name(f".{kept.name}.new")
-    draft.write_text(json.dumps({"asked": asked, "figure": dataclasses.asdict(figure)}), encoding="utf-8")
-    draft.replace(kept)
-    return figure
+def _let_go() -> None:
+    """Free the memory of a model that nobody holds any more, before the next one is loaded. Lightning's parts hold
+    each other, so that only the collector finds them.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _card(config: FineTuning, facts: dict[str, object], results: object) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 from swaa.engine.prompting import encode_parts, end_of_sequence, render_turns
 from swaa.errors import UserError
 from swaa.reading import check_choice
-from swaa.tasks.conversations import Conversation
+from swaa.tasks.conversations import Conversation, Turn
 
 NO_TARGET = -100
 """The target of a token after which nothing is learnt; torch's cross-entropy leaves it out."""
 TOO_LONG = ("error", "drop")
+_PLAIN = "Plainly said"  # a reply that no template has a reason to rewrite
+_MARK = 64  # characters of the longest mark that a prompt may leave open
 _NAMED = 3  # ids that an error lists
 
 
@@ -79,10 +81,13 @@ def make_sample(tokenizer: Any, conversation: Conversation) -> TrainingSample:
     that (mostly a line end) opens the next prompt and is not trained on. The end-of-sequence token is appended where
     the template ends the last turn with no special token, and where there is no template.
 
+    Where the template writes a reply otherwise than its prompt for a reply begins (those of models that think often
+    cut the thought out of a reply that is given), the reply is trained on as it is given, behind that prompt, with the
+    end that the template gives a reply without marks: that is what the model would have said.
+
     Raises:
-        UserError: an answer has no tokens; the template writes a reply otherwise than the prompt for it begins, or
-            rewrites earlier turns when another follows; the template refuses the turns; nothing ends the answer. The
-            conversation is named.
+        UserError: an answer has no tokens; the template rewrites every reply, or earlier turns when another follows;
+            the template refuses the turns; nothing ends the answer. The conversation is named.
     """
     try:
         parts = list(_parts(tokenizer, conversation))
@@ -138,6 +143,7 @@ def _parts(tokenizer: Any, conversation: Conversation) -> Iterator[str]:
         content = turns[place].content
         head = render_turns(tokenizer, turns[:place], reply=True)
         whole = render_turns(tokenizer, turns[: place + 1], reply=False)
+        prefix = conversation.answer_prefix if following is None else ""
         if not head.startswith(written):
             raise UserError(
                 f"the chat template rewrites earlier turns once turn {place} follows, so that they cannot be trained "
@@ -145,12 +151,15 @@ def _parts(tokenizer: Any, conversation: Conversation) -> Iterator[str]:
             )
         reply = _reply(content, whole[len(head) :]) if whole.startswith(head) else None
         if reply is None:
-            raise UserError(
-                f"turn {place + 1}: the chat template writes this reply otherwise than its prompt for a reply begins "
-                f"({head[-30:]!r}), so that it cannot be trained on as it is generated. Leave out marks that are the "
-                f"template's own (such as <think>), or train with another template."
-            )
-        prefix = conversation.answer_prefix if following is None else ""
+            end = _plain_end(tokenizer, turns[:place])
+            if end is None:
+                raise UserError(
+                    f"turn {place + 1}: the chat template writes this reply otherwise than its prompt for a reply "
+                    f"begins ({head[-30:]!r}), and it is not to be seen how it ends one. Train with another template."
+                )
+            # as history it is rewritten (templates cut thoughts out), but the model was prompted so, and said that
+            reply = content if prefix else _continued(head, whole, content)
+            whole = head + reply + end
         answer = reply[len(prefix) :] if reply.startswith(prefix) else content[len(prefix) :]
         if not tokenizer(answer, add_special_tokens=False)["input_ids"]:
             raise UserError(f"turn {place + 1}: its answer {answer!r} has no tokens. Give it an answer.")
@@ -173,6 +182,22 @@ def _reply(content: str, rest: str) -> str | None:
     core = content.strip()
     start = rest.find(core)
     return rest[: start + len(core)] if start >= 0 and not rest[:start].strip() else None
+
+
+def _plain_end(tokenizer: Any, turns: Sequence[Turn]) -> str | None:
+    """What the template writes behind a reply with no marks in it; None if it does not write such a reply as it is."""
+    rendered = render_turns(tokenizer, [*turns, Turn("assistant", _PLAIN)], reply=False)
+    _, found, end = rendered.rpartition(_PLAIN)
+    return end if found else None
+
+
+def _continued(head: str, whole: str, content: str) -> str:
+    """A reply without its beginning where the prompt ``head`` has written that already (an opened ``<think>``, say)."""
+    for size in range(min(len(head), len(content), _MARK), 0, -1):
+        rest = content[size:]
+        if head.endswith(content[:size]) and content[:size].strip() and rest.strip():
+            return rest if whole.startswith(head) and _reply(rest, whole[len(head) :]) is not None else content
+    return content
 
 
 def _opening(text: str, special: re.Pattern[str] | None) -> str:
