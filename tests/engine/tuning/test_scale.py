@@ -26,7 +26,7 @@ from swaa.engine.tuning.folder import differences
 from swaa.engine.tuning.run import run_finetuning
 from swaa.errors import UserError
 
-PATIENCE = 90
+PATIENCE = 180
 """Seconds until a test gives up."""
 NUM_STEPS = 6
 
