@@ -209,7 +209,7 @@ def some_turns(draw: st.DrawFn) -> Turns:
     return tuple(draw(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(any), min_size=1, max_size=3)))
 
 
-@settings(max_examples=max(20, settings.default.max_examples // 20))
+@settings(max_examples=max(20, settings.default.max_examples // 40))
 @given(
     st.lists(some_turns(), min_size=1, max_size=3),
     recipes(oracle.Model(3, 4), ZOO_ATOMS),
