@@ -2,7 +2,7 @@
 
     SWAA_LAYERS=30 pytest tests/benchmarks/test_training.py -s
 
-prints the figures of a whole SmolLM2-135M (random weights); without the variable it has six layers, for CI. All ways
+prints the figures of a whole SmolLM2-135M (random weights); without the variable it has two layers, for CI. All ways
 run by turns in the same process. The floors asserted are below what a quiet machine shows.
 """
 
@@ -26,7 +26,7 @@ from swaa.engine.tuning.samples import TrainingSample
 from swaa.engine.tuning.steps import plan_steps
 from swaa.hf.lora import add_lora
 
-LAYERS = int(os.environ.get("SWAA_LAYERS", "6"))
+LAYERS = int(os.environ.get("SWAA_LAYERS", "2"))
 POLICY = "FullAttention().on_layers('1::4', otherwise=(SlidingWindow(128) | SinkTokens(10)).in_phase('prefill'))"
 ANSWER = 12
 VOCABULARY = 49_152
@@ -112,8 +112,8 @@ def test_batches_of_one_padded_and_packed(benchmark: Any) -> None:
     tokens = sum(len(sample.ids) for sample in samples)
     with apply_policy(model, POLICY):
         losses = {name: run(model, some) for name, some in batches.items()}
-        seconds = least_seconds({name: lambda some=some: run(model, some) for name, some in batches.items()}, 3)  # type: ignore[misc]
-        benchmark.pedantic(run, (model, batches["packed in rows of 2,048"]), rounds=2)
+        seconds = least_seconds({name: lambda some=some: run(model, some) for name, some in batches.items()}, 2)  # type: ignore[misc]
+        benchmark.pedantic(run, (model, batches["packed in rows of 2,048"]), rounds=1)
     mix = f"{len(samples)} samples of 64 to 1,024 tokens (log-uniform), {tokens} in all"
     print(f"\n{LAYERS} layers, bf16, {mix}, LoRA on q, k, v")
     for name, value in seconds.items():
@@ -136,7 +136,7 @@ def test_a_long_sample_against_a_dense_mask(benchmark: Any) -> None:
             return run(model, batches)
 
     assert abs(step("auto") - step("dense")) < 1e-3 * step("auto")
-    seconds = least_seconds({"dense mask": lambda: step("dense"), "auto (blockwise)": lambda: step("auto")}, 2)
+    seconds = least_seconds({"dense mask": lambda: step("dense"), "auto (blockwise)": lambda: step("auto")}, 1)
     benchmark.pedantic(step, ("auto",), rounds=1)
     print(f"\n{LAYERS} layers, float32, a training step on 4,096 tokens under {policy}")
     for name, value in seconds.items():

@@ -174,7 +174,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
 
 
 @given(conversation=conversations())
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_a_line_of_json_comes_back(conversation: Conversation) -> None:
     line = conversation.to_json()
     assert "\n" not in line

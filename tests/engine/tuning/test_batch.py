@@ -55,7 +55,7 @@ def written(rows: Sequence[Sequence[TrainingSample]]) -> dict[str, list[list[int
 
 
 @given(rows=padded | packed)
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_a_batch_is_what_a_loop_writes(rows: Rows) -> None:
     batch, expected = collate(rows, pad=PAD), written(rows)
     for name in ("input_ids", "position_ids", "targets"):

@@ -63,7 +63,7 @@ def next_fit(lengths: Sequence[int], room: int) -> int:
 
 
 @given(case=cases())
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_every_sample_comes_once_an_epoch(case: Case) -> None:
     number, size = len(case.lengths), case.options["batch_size"]
     each = -(-number // size)
@@ -80,7 +80,7 @@ def test_every_sample_comes_once_an_epoch(case: Case) -> None:
 
 
 @given(case=cases())
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_every_process_runs_as_many_passes(case: Case) -> None:
     for step in case.plan():
         assert len(step.ranks) == case.options["world_size"]
@@ -95,7 +95,7 @@ def test_every_process_runs_as_many_passes(case: Case) -> None:
 
 
 @given(case=cases())
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_rows_keep_to_their_sizes(case: Case) -> None:
     room = case.options["pack_length"]
     for step in case.plan():
@@ -109,7 +109,7 @@ def test_rows_keep_to_their_sizes(case: Case) -> None:
 
 
 @given(case=cases(), world=st.integers(1, 6), micro=st.integers(1, 6), room=st.none() | st.just(100))
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_the_same_samples_make_a_step_however_it_is_run(case: Case, world: int, micro: int, room: int | None) -> None:
     changed = case.plan(world_size=world, micro_batch_size=micro, pack_length=room)
     assert [trained(step) for step in changed] == [trained(step) for step in case.plan()]
@@ -117,7 +117,7 @@ def test_the_same_samples_make_a_step_however_it_is_run(case: Case, world: int, 
 
 
 @given(case=cases())
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_as_few_passes_as_can_be(case: Case) -> None:
     """A process has no more of them than its share of the least number of rows."""
     world, room = case.options["world_size"], case.options["pack_length"]
