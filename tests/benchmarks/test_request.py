@@ -146,7 +146,11 @@ def test_whole_request(model: Any, benchmark: Any) -> None:
 
 
 def test_peak_memory_of_chunked_prefill(model: Any, benchmark: Any) -> None:
-    """Bounded by window and chunk: a prompt twice as long takes no more, where full attention's cache doubles."""
+    """Bounded by window and chunk: a prompt twice as long takes no more, where full attention's cache doubles.
+
+    The resident set is what the allocator happens to keep, some MB more or less from run to run; what a prompt needs
+    is the least of several.
+    """
 
     def peak(length: int) -> int:
         with sliding(model):
@@ -157,7 +161,8 @@ def test_peak_memory_of_chunked_prefill(model: Any, benchmark: Any) -> None:
         return timing.peak_bytes - timing.rest_bytes
 
     peak(2048)  # what is set up once
-    half, whole = peak(4096), peak(8192)
+    pairs = [(peak(4096), peak(8192)) for _ in range(3)]
+    half, whole = (min(peaks) for peaks in zip(*pairs, strict=True))
     with attention(model, "sdpa"):
         full = time_request(model, prompt_of(8192), 2, Reading())
     assert full.kv_bytes == KV_BYTES_A_KEY * 8192
