@@ -52,6 +52,9 @@ class Task(ABC):
     """As in YAML."""
     grader: ClassVar[str] = "recall"
     """Name of the grader of generated answers, of ``swaa.graders``."""
+    sized: ClassVar[bool] = True
+    """Whether prompts have exactly ``length`` tokens. Where not, the examples are what a file holds: all of them are
+    offered whatever ``length`` and ``num_examples`` say, and the caller drops, and counts, those that do not fit."""
 
     @abstractmethod
     def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
