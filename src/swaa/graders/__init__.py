@@ -1,0 +1,25 @@
+"""Graders of generated answers, each known by a name, such as ``recall`` or ``judge``; docs/graders.md has them all."""
+
+from __future__ import annotations
+
+from swaa.graders.base import Grade, Grader, Question
+from swaa.graders.normal import holds, normalise
+from swaa.graders.registry import get_grader, grade, grader_names, parse_grader, register_grader
+from swaa.graders.strings import AllFound, AnyFound, Exact, Recall
+
+__all__ = [
+    "AllFound",
+    "AnyFound",
+    "Exact",
+    "Grade",
+    "Grader",
+    "Question",
+    "Recall",
+    "get_grader",
+    "grade",
+    "grader_names",
+    "holds",
+    "normalise",
+    "parse_grader",
+    "register_grader",
+]
