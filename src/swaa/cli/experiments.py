@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from swaa.cli.common import add_file, make_console
+from swaa.cli.common import add_file, add_job, make_console, say
 
 if TYPE_CHECKING:
     from swaa.cli.common import Subparsers
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 def add_run(subparsers: Subparsers) -> None:
     """``swaa run FILE [KEY=VALUE …]``"""
-    parser = subparsers.add_parser("run", help="run an experiment, or go on with one that was interrupted")
-    add_file(parser)
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder's former results first")
-    parser.set_defaults(handler=run)
+    add_job(subparsers, "run", run, "run an experiment, or go on with one that was interrupted")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     for table in to_rich(rows):
         console.print(table)
     console.print(NOTE, style="dim", markup=False)
-    console.print(f"Records and tables: {experiment.output}", highlight=False, soft_wrap=True)
+    say(console, f"Records and tables: {experiment.output}")
     return 0
 
 
@@ -66,11 +62,9 @@ def validate(args: argparse.Namespace) -> int:
     total = experiment.num_samples
     console = make_console()
     where = f"on {experiment.model.name} -> {experiment.output}"
-    console.print(
-        f"{args.file} is valid: {grid} = {total} sample{'s' * (total > 1)} {where}", highlight=False, soft_wrap=True
-    )
+    say(console, f"{args.file} is valid: {grid} = {total} sample{'s' * (total > 1)} {where}")
     for recipe in experiment.recipes:
-        console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"  {recipe.name}: {recipe.policy!r}")
     return 0
 
 
@@ -78,9 +72,9 @@ def _validate_distillation(file: str, distillation: Distillation) -> int:
     answers = distillation.num_samples * distillation.samples_per_prompt
     console = make_console()
     line = f"{file} is valid: {distillation.num_samples} prompts, {answers} answers of {distillation.model.name}"
-    console.print(f"{line} -> {distillation.output}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{line} -> {distillation.output}")
     policy = distillation.recipe.policy
-    console.print(f"  policy: {policy!r}; keep: {distillation.keep}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"  policy: {policy!r}; keep: {distillation.keep}")
     return 0
 
 
@@ -88,8 +82,8 @@ def _validate_finetuning(file: str, tuning: FineTuning) -> int:
     sources = ", ".join([*(task.label for task in tuning.train.tasks), *tuning.train.files])
     console = make_console()
     line = f"{file} is valid: {tuning.objective.name} on {sources}, {tuning.model.name} -> {tuning.output}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"  policy: {tuning.policy!r}", highlight=False, markup=False, soft_wrap=True)
+    say(console, line)
+    say(console, f"  policy: {tuning.policy!r}")
     return 0
 
 
@@ -98,21 +92,25 @@ def _validate_benchmark(file: str, benchmark: Benchmark) -> int:
     sizes = f"{len(benchmark.entries)} rows x {len(benchmark.lengths)} lengths x {benchmark.repeats} repeats"
     line = f"{file} is valid: {sizes} = {total} requests on {benchmark.model.label} -> {benchmark.output}"
     console = make_console()
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(console, line)
     for baseline in benchmark.baselines:
-        console.print(f"  {baseline.name}", highlight=False, markup=False)
+        say(console, f"  {baseline.name}")
     for recipe in benchmark.recipes:
-        console.print(f"  {recipe.name}: {recipe.policy!r}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"  {recipe.name}: {recipe.policy!r}")
     return 0
 
 
 def add_bench(subparsers: Subparsers) -> None:
     """``swaa bench FILE [KEY=VALUE …]``"""
-    parser = subparsers.add_parser("bench", help="time recipes and baselines on a model, or go on with it")
-    add_file(parser, "the benchmark, in YAML", "a field to set, such as lengths=[512] or model.dtype=float32")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder's former timings first")
-    parser.set_defaults(handler=bench)
+    add_job(
+        subparsers,
+        "bench",
+        bench,
+        "time recipes and baselines on a model, or go on with it",
+        file="the benchmark, in YAML",
+        override="a field to set, such as lengths=[512] or model.dtype=float32",
+        former="timings",
+    )
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -126,9 +124,9 @@ def bench(args: argparse.Namespace) -> int:
     result = run_benchmark(benchmark, fresh=args.fresh)
     console = make_console()
     for line in facts(result):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     for table in to_rich(result):
         console.print(table)
     console.print(NOTE, style="dim", markup=False)
-    console.print(f"Timings, tables and plots: {benchmark.output}", highlight=False, soft_wrap=True)
+    say(console, f"Timings, tables and plots: {benchmark.output}")
     return 0 if result.sound else 1

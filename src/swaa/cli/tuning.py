@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swaa.cli.common import add_file, make_console
+from swaa.cli.common import add_job, make_console, say
 
 if TYPE_CHECKING:
     from swaa.cli.common import Subparsers
@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 def add_finetune(subparsers: Subparsers) -> None:
     """``swaa finetune FILE [KEY=VALUE …]``"""
-    parser = subparsers.add_parser("finetune", help="fine-tune a model under a policy, or go on with it")
-    add_file(parser, "the fine-tuning, in YAML", "a field to set, such as train.max_steps=10")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder's former training first")
-    parser.set_defaults(handler=finetune)
+    add_job(
+        subparsers,
+        "finetune",
+        finetune,
+        "fine-tune a model under a policy, or go on with it",
+        file="the fine-tuning, in YAML",
+        override="a field to set, such as train.max_steps=10",
+        former="training",
+    )
 
 
 def finetune(args: argparse.Namespace) -> int:
@@ -34,23 +38,27 @@ def finetune(args: argparse.Namespace) -> int:
         return 0
     console = make_console()
     for when, rows in outcome.rows.items():
-        console.print(f"{when.capitalize()}:", highlight=False)
+        say(console, f"{when.capitalize()}:")
         for table in to_rich(list(rows)):
             console.print(table)
     if outcome.delta_nll is not None:
         line = f"Text far from the task, full attention: {outcome.delta_nll:+.4f} nats a token."
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Model: {outcome.merged}. Report: {config.output}/report.md", highlight=False, soft_wrap=True)
+        say(console, line)
+    say(console, f"Model: {outcome.merged}. Report: {config.output}/report.md")
     return 0
 
 
 def add_distill(subparsers: Subparsers) -> None:
     """``swaa distill FILE [KEY=VALUE …]``"""
-    parser = subparsers.add_parser("distill", help="make training data of the model's own right answers")
-    add_file(parser, "the distillation, in YAML", "a field to set, such as samples_per_prompt=8 or keep=all")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where results go (default: what the file says)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder's former answers first")
-    parser.set_defaults(handler=distill)
+    add_job(
+        subparsers,
+        "distill",
+        distill,
+        "make training data of the model's own right answers",
+        file="the distillation, in YAML",
+        override="a field to set, such as samples_per_prompt=8 or keep=all",
+        former="answers",
+    )
 
 
 def distill(args: argparse.Namespace) -> int:
@@ -63,7 +71,7 @@ def distill(args: argparse.Namespace) -> int:
     result = run_distillation(config, fresh=args.fresh)
     console = make_console()
     for line in (*result.lines(), f"Data: {', '.join(map(str, result.files))}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     return 0
 
 
@@ -97,5 +105,5 @@ def merge(args: argparse.Namespace) -> int:
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--output: {folder} is not empty. Choose another folder; nothing in it was touched.")
     publish_checkpoint(config, checkpoint, folder)
-    make_console().print(f"Model: {args.output}", highlight=False, soft_wrap=True)
+    say(make_console(), f"Model: {args.output}")
     return 0
