@@ -17,13 +17,13 @@ from itertools import islice
 from typing import ClassVar
 
 from swaa.errors import invalid
-from swaa.reading import check_choice, check_number, check_text, check_whole
-from swaa.tasks.base import CountTokens, Example, Task, digest_of
-from swaa.tasks.draws import Draws, spread
-from swaa.tasks.fitting import Padding, fit
-from swaa.tasks.haystack import HAYSTACKS, Haystack, open_haystack
+from swaa.reading import check_choice, check_number, check_whole
+from swaa.tasks.base import Example
+from swaa.tasks.draws import Draws
+from swaa.tasks.haystack import Haystack
 from swaa.tasks.placing import Draft, Needle
 from swaa.tasks.registry import register_task
+from swaa.tasks.sized import HaystackTask, Order, haystack_facts
 from swaa.tasks.words import ADJECTIVES, NOUNS, VALUE_WORDS
 
 VALUE_TYPES = ("numbers", "words")
@@ -39,12 +39,10 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class NeedleTask(Task):
+class NeedleTask(HaystackTask):
     """What the four tasks share.
 
     Attributes:
-        haystack: what hides the needles: ``noise``, ``topics`` or ``file``; see ``swaa.tasks.haystack``.
-        haystack_file: path of the text for ``file``, UTF-8; a text shorter than the prompt repeats.
         depth: where the asked needles stand, from 0 (first) to 1 (last), exact to a sentence; several asked
             ones stand together there. None: each has its own depth, spread evenly over the examples. Needles
             that are not asked stand anywhere.
@@ -56,8 +54,6 @@ class NeedleTask(Task):
     were begun.
     """
 
-    haystack: str = "noise"
-    haystack_file: str | None = None
     depth: float | None = None
     value_type: str = "numbers"
 
@@ -65,16 +61,10 @@ class NeedleTask(Task):
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        check_choice(f"{owner}.haystack", self.haystack, HAYSTACKS)
+        super().__post_init__()
         check_choice(f"{owner}.value_type", self.value_type, VALUE_TYPES)
         if self.depth is not None:
             object.__setattr__(self, "depth", check_number(f"{owner}.depth", self.depth, low=0, high=1))
-        if self.haystack == "file":
-            check_text(f"{owner}.haystack_file", self.haystack_file)
-        elif self.haystack_file is not None:
-            mend = "Add haystack: file, or remove haystack_file."
-            accepted = f"nothing with haystack {self.haystack!r}"
-            raise invalid(f"{owner}.haystack_file", accepted=accepted, got=self.haystack_file, mend=mend)
 
     def _check_count(self, name: str, value: object) -> None:
         """Refuse a number of needles that is no int, is below 2, or for which there are not enough values."""
@@ -94,71 +84,31 @@ class NeedleTask(Task):
     def num_asked(self) -> int:
         """Needles that the question asks for."""
 
-    @property
-    def fingerprint(self) -> str:
-        sha256 = open_haystack(self.haystack, self.haystack_file).sha256
-        return digest_of(self.to_dict() | {"haystack_file": None, "sha256": sha256})
-
-    def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
-        haystack = open_haystack(self.haystack, self.haystack_file)
-        start = Draws("depth", self.name, seed, length).word()
-        for index, name in enumerate(self.example_ids(length=length, num_examples=num_examples, seed=seed)):
-            draws = Draws(self.name, seed, length, index)
-            facts = self._facts(draws, haystack)
-            depths = self._depths(draws, start, index)
-            yield self._example(
-                name,
-                asked=facts[: self.num_asked],
-                needles=[Needle(self._sentence(fact), depth) for fact, depth in zip(facts, depths, strict=True)],
-                haystack=haystack,
-                draws=draws,
-                length=length,
-                count_tokens=count_tokens,
-            )
-
-    def _example(
-        self,
-        name: str,
-        *,
-        asked: Sequence[Fact],
-        needles: Sequence[Needle],
-        haystack: Haystack,
-        draws: Draws,
-        length: int,
-        count_tokens: CountTokens,
-    ) -> Example:
-        """The example of these needles, brought to its length."""
+    def make(self, order: Order, material: Haystack) -> Example:
+        facts = self._facts(order.draws, material)
+        needles = [Needle(self._sentence(fact), depth) for fact, depth in zip(facts, self._depths(order), strict=True)]
+        asked = facts[: self.num_asked]
         prefix, answer = self._reply(asked)
-        draft = Draft(needles, haystack.stream(draws), self._question(asked))
-
-        def count(padding: Padding) -> int:
-            return count_tokens(draft.prompt(padding), prefix)
-
-        at_least = count(Padding())
-        if at_least > length:
-            accepted = f"at least {at_least} tokens, for the needles and the question"
-            mend = f"Ask for longer prompts{' or fewer needles' if len(needles) > 1 else ''}."
-            raise invalid(f"length of {self.label}", accepted=accepted, got=length, mend=mend)
-        padding, tokens = fit(count, length, at_least=at_least, words_in=draft.words_in)
+        draft = Draft(needles, material.stream(order.draws), self._question(asked))
+        mend = f"Ask for longer prompts{' or fewer needles' if len(needles) > 1 else ''}."
+        padding, tokens = self.fitted(
+            order, draft.prompt, prefix, words_in=draft.words_in, needs="the needles and the question", mend=mend
+        )
         context = draft.context(padding)
         return Example(
-            id=name,
+            id=order.id,
             prompt=draft.prompt(padding),
             answer_prefix=prefix,
             answer=answer,
             references=tuple(fact.value for fact in asked),
             metadata={
-                "length": length,
+                "length": order.length,
                 "tokens": tokens,
                 "keys": [fact.key for fact in asked],
                 "depths": [round(depth, 6) for depth in context.depths[: len(asked)]],
                 "spans": [list(span) for span in context.spans[: len(asked)]],
                 "distractor_spans": [list(span) for span in context.spans[len(asked) :]],
-                "haystack": {
-                    "kind": haystack.kind,
-                    "sha256": haystack.sha256,
-                    "rounds": haystack.rounds(padding.num_sentences),
-                },
+                "haystack": haystack_facts(material, padding),
             },
         )
 
@@ -186,18 +136,15 @@ class NeedleTask(Task):
                 seen.add(number)
                 yield number
 
-    def _depths(self, draws: Draws, start: int, index: int) -> list[float]:
-        """The depth of each needle of example ``index``, the asked ones first.
+    def _depths(self, order: Order) -> list[float]:
+        """The depth of each needle, the asked ones first.
 
-        The asked needles of all examples take the points of the sequence that begins at ``start`` in turn.
+        The asked needles of all examples take the points of one sequence in turn.
         """
-        first = index * self.num_asked
-        depths = [
-            spread(start, first + number) if self.depth is None else self.depth for number in range(self.num_asked)
-        ]
+        depths = order.depths(self.num_asked) if self.depth is None else [self.depth] * self.num_asked
         if self.several_values:
             depths.sort()  # the answer lists the values in the order of the text
-        return depths + [draws.fraction() for _ in range(self.num_needles - self.num_asked)]
+        return depths + [order.draws.fraction() for _ in range(self.num_needles - self.num_asked)]
 
     @property
     def _noun(self) -> str:

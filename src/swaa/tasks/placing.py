@@ -29,7 +29,7 @@ class Context:
     """A haystack with its needles.
 
     Attributes:
-        text: sentences with one space between them.
+        text: sentences with one space, or what was asked for, between them.
         spans: for each needle, in the order given: character offsets of its begin and end in ``text``.
         depths: for each needle: the share of the haystack's characters that stand before it.
     """
@@ -46,18 +46,20 @@ class Draft:
         needles: what the context hides.
         stream: the haystack's sentences, without end; read as far as the longest padding asks.
         question: what stands at the end.
+        between: what stands between two sentences.
     """
 
-    def __init__(self, needles: Sequence[Needle], stream: Iterator[str], question: str) -> None:
+    def __init__(self, needles: Sequence[Needle], stream: Iterator[str], question: str, between: str = " ") -> None:
         self._needles = needles
         self._stream = stream
         self._sentences: list[str] = []
         self._question = question
+        self._between = between
 
     def context(self, padding: Padding) -> Context:
         """The context with that much haystack."""
         self._read(padding.num_sentences + 1)
-        return place(self._needles, self._sentences, padding)
+        return place(self._needles, self._sentences, padding, self._between)
 
     def prompt(self, padding: Padding) -> str:
         """The whole prompt with that much haystack."""
@@ -77,13 +79,14 @@ def words_of(sentence: str) -> list[str]:
     return re.findall(r" ?[^ ]{1,20}", sentence)
 
 
-def place(needles: Sequence[Needle], sentences: Sequence[str], padding: Padding) -> Context:
+def place(needles: Sequence[Needle], sentences: Sequence[str], padding: Padding, between: str = " ") -> Context:
     """Write as much haystack as ``padding`` says, each needle at the gap between sentences next to its depth.
 
     Args:
         needles: those with one gap stand there in the order given.
         sentences: the haystack, one more than ``padding.num_sentences`` at least if it asks for words.
         padding: the amount; its words and fillers stand after the last whole sentence.
+        between: what stands between two sentences.
     """
     hay = list(sentences[: padding.num_sentences])
     begun = words_of(sentences[padding.num_sentences])[: padding.num_words] if padding.num_words else []
@@ -101,13 +104,13 @@ def place(needles: Sequence[Needle], sentences: Sequence[str], padding: Padding)
     for index in order:
         for sentence in hay[done : gaps[index]]:
             pieces.append(sentence)
-            offset += len(sentence) + 1
+            offset += len(sentence) + len(between)
         done = max(done, gaps[index])
         sentence = needles[index].sentence
         spans[index] = (offset, offset + len(sentence))
         pieces.append(sentence)
-        offset += len(sentence) + 1
-    text = " ".join(pieces + hay[done:])
+        offset += len(sentence) + len(between)
+    text = between.join(pieces + hay[done:])
     return Context(text, tuple(spans), tuple(before[gap] / (before[-1] or 1) for gap in gaps))
 
 
