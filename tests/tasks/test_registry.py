@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from swaa.errors import UserError
-from swaa.graders import grader_names
+from swaa.graders import Grader, Recall, parse_grader
 from swaa.tasks import (
     CountTokens,
     Example,
@@ -33,8 +33,11 @@ class Echo(Task):
     """A user's task."""
 
     name: ClassVar[str] = "echo"
-    grader: ClassVar[str] = "exact"
     word: str = "hello"
+
+    @property
+    def grader(self) -> Grader:
+        return parse_grader("exact")
 
     def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
         for index in range(num_examples):
@@ -76,5 +79,8 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
         get_task("needle_singel")
 
 
-def test_every_task_names_a_grader_that_there_is() -> None:
-    assert {get_task(name).grader for name in task_names()} <= set(grader_names())
+def test_a_task_is_graded_by_recall_unless_it_says_otherwise() -> None:
+    assert NeedleSingle().grader == Recall()
+    assert Echo().grader == parse_grader("exact")
+    assert NeedleSingle().sized
+    assert NeedleSingle().left_out == {}

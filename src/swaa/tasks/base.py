@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
+from swaa.graders import Grader, parse_grader
 from swaa.reading import build
 
 CountTokens = Callable[[str, str], int]
@@ -50,11 +51,19 @@ class Task(ABC):
 
     name: ClassVar[str]
     """As in YAML."""
-    grader: ClassVar[str] = "recall"
-    """Name of the grader of generated answers, of ``swaa.graders``."""
     sized: ClassVar[bool] = True
     """Whether prompts have exactly ``length`` tokens. Where not, the examples are what a file holds: all of them are
     offered whatever ``length`` and ``num_examples`` say, and the caller drops, and counts, those that do not fit."""
+
+    @property
+    def grader(self) -> Grader:
+        """What grades generated answers. A task that lets its user choose has a field of this name."""
+        return parse_grader("recall")
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Reason -> how many examples of a file the task offers to nobody; empty where nothing is left out."""
+        return {}
 
     @abstractmethod
     def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
@@ -90,16 +99,12 @@ class Task(ABC):
     @property
     def label(self) -> str:
         """The name, with the parameters that are not the default ones: ``needle_multikey(num_keys=8)``."""
-        parameters = self.to_dict()
-        del parameters["name"]
-        defaults = {item.name: item.default for item in dataclasses.fields(self)}  # type: ignore[arg-type]
-        changed = [f"{key}={value}" for key, value in parameters.items() if value != defaults.get(key)]
-        return f"{self.name}({', '.join(changed)})" if changed else self.name
+        return changed_parameters(self, self.name)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values: ``name`` and every parameter. ``task_from_dict`` reads them back."""
         parameters = dataclasses.fields(self)  # type: ignore[arg-type]
-        return {"name": self.name} | {item.name: getattr(self, item.name) for item in parameters}
+        return {"name": self.name} | {item.name: _plain(getattr(self, item.name)) for item in parameters}
 
     @classmethod
     def from_dict(cls, parameters: Mapping[str, object]) -> Self:
@@ -115,3 +120,22 @@ def digest_of(values: Mapping[str, object]) -> str:
     """Eight hexadecimal digits that stand for JSON-able ``values``, whatever their order."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def changed_parameters(value: object, name: str) -> str:
+    """``name(parameter=value, ...)`` with the fields of a dataclass that have not their default; ``name`` if all do."""
+    fields = dataclasses.fields(value)  # type: ignore[arg-type]
+    changed = [item.name for item in fields if getattr(value, item.name) != item.default]
+    said = ", ".join(f"{field}={_said(getattr(value, field))}" for field in changed)
+    return f"{name}({said})" if said else name
+
+
+def _said(value: object) -> object:
+    return changed_parameters(value, value.name) if isinstance(value, Grader) else _plain(value)
+
+
+def _plain(value: object) -> object:
+    """A parameter as YAML has it."""
+    if isinstance(value, Grader):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
