@@ -17,16 +17,17 @@ MAX_LINES = 400
 MAY_IMPORT = {
     "errors": set(),
     "reading": {"errors"},
+    "jsonlines": {"errors"},
     "policies": {"errors"},
     "compiler": {"errors", "policies"},
     "hf": {"errors", "policies", "compiler"},
     "tasks": {"errors", "reading", "graders"},
     "graders": {"errors", "reading"},
-    "report": {"errors", "reading"},
+    "report": {"errors", "reading", "jsonlines"},
     "recipe": {"errors", "reading", "policies"},
     "config": {"errors", "reading", "policies", "tasks", "graders", "recipe"},
     "engine": {
-        *("errors", "reading", "policies", "compiler", "hf"),
+        *("errors", "reading", "jsonlines", "policies", "compiler", "hf"),
         *("tasks", "graders", "report", "recipe", "config"),
     },
 }

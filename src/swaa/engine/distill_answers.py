@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from swaa.engine.decode import Ending
-from swaa.errors import UserError
+from swaa.jsonlines import read_lines, to_line
 from swaa.report import Key
 
 
@@ -74,7 +73,7 @@ class PromptAnswers:
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return to_line(self)
 
     @classmethod
     def from_json(cls, line: str) -> PromptAnswers:
@@ -96,17 +95,8 @@ def read_answers(path: Path) -> list[PromptAnswers]:
     Raises:
         UserError: another line cannot be read; the line is named.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            records.append(PromptAnswers.from_json(line))
-        except ValueError as error:
-            mend = "Remove this line to ask its prompt again, or begin anew with --fresh."
-            raise UserError(f"{path}:{number}: this line holds no answers ({error}). {mend}") from error
-    return records
+    mend = "Remove this line to ask its prompt again, or begin anew with --fresh."
+    return list(read_lines(path, PromptAnswers.from_json, fault="holds no answers", mend=mend))
 
 
 def up_to_stop(text: str, stop: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swaa.errors import UserError
+from swaa.jsonlines import read_lines
 
 
 @dataclass(frozen=True)
@@ -119,26 +119,25 @@ def read_log(path: Path) -> Log:
     Raises:
         UserError: another line cannot be read; it is named.
     """
-    log = Log()
-    if not path.exists():
-        return log
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            values = json.loads(line)
-            kind = values.pop("kind")
-            if kind == "session":
-                log.sessions.append(values)
-            elif kind == "check":
-                log.checks.append(Check(**values))
-            elif kind == "run":
-                log.runs.append(Run(**{**values, "step_seconds": tuple(values["step_seconds"])}))
-            else:
-                raise ValueError(f"unknown kind {kind!r}")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            mend = "Remove this line to measure it again, or begin anew with --fresh."
-            raise UserError(f"{path}:{number}: this line is no measurement ({error}). {mend}") from error
-    return log
+    mend = "Remove this line to measure it again, or begin anew with --fresh."
+    entries = list(read_lines(path, _parse_line, fault="is no measurement", mend=mend))
+    return Log(
+        sessions=[entry for entry in entries if isinstance(entry, dict)],
+        checks=[entry for entry in entries if isinstance(entry, Check)],
+        runs=[entry for entry in entries if isinstance(entry, Run)],
+    )
+
+
+def _parse_line(line: str) -> Check | Run | dict[str, Any]:
+    values: dict[str, Any] = json.loads(line)
+    kind = values.pop("kind")
+    if kind == "session":
+        return values
+    if kind == "check":
+        return Check(**values)
+    if kind == "run":
+        return Run(**{**values, "step_seconds": tuple(values["step_seconds"])})
+    raise ValueError(f"unknown kind {kind!r}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from swaa.errors import UserError
+from swaa.jsonlines import read_lines, to_line
 
 
 class Key(NamedTuple):
@@ -68,7 +67,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return to_line(self)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -92,14 +91,5 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: another line cannot be read; the line is named.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is torn, or empty
-        try:
-            records.append(Record.from_json(line))
-        except ValueError as error:
-            mend = "Remove this line to run its sample again, or begin anew with --fresh."
-            raise UserError(f"{path}:{number}: this line is no record ({error}). {mend}") from error
-    return records
+    mend = "Remove this line to run its sample again, or begin anew with --fresh."
+    return list(read_lines(path, Record.from_json, fault="is no record", mend=mend))
