@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa.errors import UserError
@@ -100,6 +100,7 @@ class TestGraders:
         text=st.text(alphabet="12 ,.ab", max_size=40),
         references=st.lists(st.text(alphabet="12ab", min_size=1, max_size=3), min_size=1, max_size=4),
     )
+    @settings(max_examples=settings.default.max_examples // 4)
     def test_graders_agree(self, text: str, references: list[str]) -> None:
         grades = {name: grade(name, text, references) for name in LOOKERS}
         for one in grades.values():
