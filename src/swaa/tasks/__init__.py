@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from swaa.tasks.base import CountTokens, Example, Task
+from swaa.tasks.counting import CommonWords, FrequentWords
 from swaa.tasks.needle import NeedleMultikey, NeedleMultiquery, NeedleMultivalue, NeedleSingle
 from swaa.tasks.registry import get_task, register_task, task_from_dict, task_names, task_to_dict
+from swaa.tasks.tracking import VariableTracking
 
 __all__ = [
+    "CommonWords",
     "CountTokens",
     "Example",
+    "FrequentWords",
     "NeedleMultikey",
     "NeedleMultiquery",
     "NeedleMultivalue",
     "NeedleSingle",
     "Task",
+    "VariableTracking",
     "get_task",
     "register_task",
     "task_from_dict",

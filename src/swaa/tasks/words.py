@@ -71,3 +71,66 @@ PLACES = _phrases(
 
 FILLERS = ("so", "a", "on", "of", "I")
 """Short words, one token each in most vocabularies, that bring a prompt to its exact length."""
+
+LIST_WORDS = _words(
+    """
+    actor album alarm ankle apron arrow author award badge ballad bamboo banner barrel beacon beard beaver bench
+    berry bishop blade blossom board bonnet border branch brass breeze brick broom brush bubble buckle bugle bundle
+    cabin cable cactus campus canal canvas cargo carol cattle cellar cello chalk chapel charm chart chess chimney
+    circle circus cliff closet coast cobbler cocoa comedy compass concert cookie corner cottage couch cousin cradle
+    crane crayon crown crystal cup curtain cushion cymbal daisy dance dairy dawn decade deputy dinner donkey drawer
+    dream drum duke dusk easel echo editor elbow ember empire envelope evergreen fabric factory family farmer
+    fashion fence ferry fiddle figure flame flask flute forum fossil fountain frame freight frost galaxy gallery
+    garage garment gazette ghost glove goblet gossip grain grape gravel grocer guest gutter hamlet handle hazel
+    hedge helmet herald hinge hobby horizon hotel icicle idea inkwell iron ivory jelly jewel judge jury kayak kernel
+    kiosk knight label lagoon lamp laundry lawyer leader leather ledger legend letter lever library linen lobby
+    locket lodge lumber lunch major mansion manual march margin mason match mayor medal melody memory menu merchant
+    meteor midnight minute mistake moment monk motor mountain muffin museum music mustard nation nephew nickel
+    notebook nurse oasis oatmeal office olive opera orange outfit oyster package paddle painter parade parcel parent
+    parsley passage pastry patch pattern peach peasant pedal penny piano picnic pigeon pillar pilot plaster plateau
+    plaza plum pocketknife policy pond porch portrait powder prairie prize program propeller quarry quartz queen
+    quilt radar raft railway raisin ranch raven reason recipe record reef region reporter rescue reward rhyme rice
+    ridge riddle robin roof rope rose route sandal satin sauce scarf scholar science scout sculptor season senate
+    sermon shelf shepherd shovel sketch slipper soldier spice sponge squirrel stable stadium stamp steeple stencil
+    stitch storm story student studio summit surgeon swallow syrup tailor tavern teacher theater thimble throne
+    timber toaster tobacco tomato tower tractor treaty trellis tribe trophy trumpet tulip turbine tutor umbrella
+    uncle uniform valley vapor veil velour veteran vinegar virtue visitor vowel waffle walrus warehouse weaver wharf
+    wheat wizard wool workshop yarn zipper
+    """
+)
+"""Words of lists, beside the three lists above; noise says none of them."""
+
+SYLLABLES = tuple(first + second for first in "bdfgklmnprstvz" for second in "aeiou")
+"""What invented words and names are made of."""
+
+FIRST_NAMES = _words(
+    """
+    Ada Alma Anton Asta Bela Bruno Carla Cyril Dora Edgar Elsa Emil Enid Felix Flora Frida Gustav Hanna Hugo Ida Igor
+    Irma Jonas Karla Konrad Lena Linus Lotte Magda Martin Mila Nadia Oskar Otto Paula Petra Rosa Rudolf Selma Tilda
+    Ulrich Vera Viktor Wanda Yvonne
+    """
+)
+"""Of people who never lived."""
+
+TOWNS = _words(
+    """
+    Aldermoor Ashwick Birkdale Brackford Coldmere Dunhollow Eastlow Elmbury Farleigh Fennick Glenbarrow Greyport Harwick
+    Highmarsh Inverlow Kelbrook Larkhill Linmouth Marwood Millhaven Norwick Oakensea Pinebury Ravensey Redmoor Saltby
+    Stonewell Thornley Underhill Westerby Whitcombe Wolford
+    """
+)
+"""Towns that are on no map."""
+
+TRADES = _words(
+    """
+    architect astronomer baker beekeeper bookbinder botanist carpenter chemist clockmaker cook dentist engraver
+    geologist glassblower historian journalist librarian locksmith mathematician mechanic midwife musician photographer
+    physicist potter printer shoemaker surveyor translator weaver
+    """
+)
+"""What these people did for a living."""
+
+INSTRUMENTS = _words(
+    "accordion bagpipe banjo bassoon cello clarinet flute harp horn lute mandolin oboe organ piano trombone viola"
+)
+"""What they played."""
