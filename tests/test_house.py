@@ -21,26 +21,29 @@ MAY_IMPORT = {
     "policies": {"errors"},
     "compiler": {"errors", "policies"},
     "hf": {"errors", "policies", "compiler"},
+    "harness": {"errors", "reading", "policies", "compiler", "hf"},
     "tasks": {"errors", "reading", "graders"},
     "graders": {"errors", "reading"},
     "report": {"errors", "reading", "jsonlines"},
-    "recipe": {"errors", "reading", "policies"},
-    "config": {"errors", "reading", "policies", "tasks", "graders", "recipe"},
+    "prompting": {"errors", "reading"},
+    "recipe": {"errors", "reading", "policies", "prompting"},
+    "config": {"errors", "reading", "policies", "tasks", "graders", "prompting", "recipe"},
     "engine": {
         *("errors", "reading", "jsonlines", "policies", "compiler", "hf"),
-        *("tasks", "graders", "report", "recipe", "config"),
+        *("tasks", "graders", "report", "prompting", "recipe", "config"),
     },
 }
 EVERYTHING = {"cli", "__init__", "__main__"}
 
 # library -> the parts that may import it
 ONLY_IN = {
-    "torch": {"policies", "compiler", "hf", "engine"},
+    "torch": {"policies", "compiler", "hf", "engine", "harness"},
     "transformers": {"hf"},
     "peft": {"hf"},
     "huggingface_hub": {"hf"},
     "gguf": {"hf"},
     "lightning": {"engine"},
+    "lm_eval": {"harness"},
     "omegaconf": {"config"},
 }
 PURE = {"errors": set[str](), "policies": {"torch"}, "compiler": {"torch"}}  # besides the standard library
@@ -102,6 +105,8 @@ def test_every_part_has_its_place_in_the_table() -> None:
         ("hf/apply.py", "import lightning"),
         ("engine/tune.py", "from peft import LoraConfig"),
         ("engine/tune.py", "from swaa import cli"),
+        ("engine/suite.py", "import lm_eval"),
+        ("harness/model.py", "from swaa.engine import run"),
         ("config.py", "import torch"),
         ("recipe.py", "from omegaconf import OmegaConf"),
         ("tasks/needle.py", "from transformers import AutoTokenizer"),

@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 
 from swaa.errors import invalid
 from swaa.policies import AttentionPolicy, parse_policy, policy_to_dict
+from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_mapping, check_number, check_text, check_whole, within
-
-PROMPTINGS = ("direct",)
-"""Ways of asking. ``direct``: the chat template, the question, and the beginning of the answer."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +60,41 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class FineTuned:
+    """What tells one set of trained weights from another.
+
+    Attributes:
+        name: of the training, in the experiment's ``fine_tunings``.
+        digest: of everything that the training was told, the recipe's policy excepted.
+    """
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A named way of adapting a model.
 
     Attributes:
         name: the row's name in tables. It does not enter the hash.
         policy: which earlier tokens a query may attend to. A string or mapping is parsed by ``parse_policy``.
-        prompting: one of ``PROMPTINGS``.
+        prompting: how questions are asked. A string or mapping is parsed by :meth:`Prompting.parse`.
         decoding: how answer tokens are chosen.
+        fine_tuning: what the weights were trained with, and None for the model as it is.
     """
 
     name: str
     policy: AttentionPolicy
-    prompting: str = "direct"
+    prompting: Prompting = field(default_factory=Prompting)
     decoding: Decoding = field(default_factory=Decoding)
+    fine_tuning: FineTuned | None = None
 
     def __post_init__(self) -> None:
         check_text("Recipe.name", self.name)
         with within("Recipe.policy"):
             object.__setattr__(self, "policy", parse_policy(self.policy))
-        check_choice("Recipe.prompting", self.prompting, PROMPTINGS)
+        object.__setattr__(self, "prompting", Prompting.parse(self.prompting, "Recipe.prompting"))
 
     @property
     def hash(self) -> str:
@@ -92,21 +105,32 @@ class Recipe:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON and YAML; :meth:`from_dict` reads them back."""
-        return {
+        values: dict[str, object] = {
             "name": self.name,
             "policy": policy_to_dict(self.policy),
-            "prompting": self.prompting,
+            "prompting": self.prompting.to_value(),
             "decoding": self.decoding.to_dict(),
         }
+        if self.fine_tuning is not None:  # absent otherwise, so that a model as it is keeps its hash
+            values["fine_tuning"] = dataclasses.asdict(self.fine_tuning)
+        return values
 
     @classmethod
-    def from_dict(cls, values: object, *, path: str = "recipe", decoding: Decoding | None = None) -> Recipe:
+    def from_dict(
+        cls,
+        values: object,
+        *,
+        path: str = "recipe",
+        decoding: Decoding | None = None,
+        fine_tunings: Mapping[str, str] | None = None,
+    ) -> Recipe:
         """The recipe that a mapping describes.
 
         Args:
-            values: the fields above; ``decoding`` may be partial.
+            values: the fields above; ``decoding`` may be partial, and ``fine_tuning`` is a name.
             path: where the mapping stands in the file, for error messages.
             decoding: what a field of ``decoding`` is where the mapping does not say (default: ``Decoding()``).
+            fine_tunings: the digests of the trainings, by name.
 
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
@@ -115,4 +139,8 @@ class Recipe:
         base = (decoding or Decoding()).to_dict()
         own: Mapping[str, object] = check_mapping(f"{path}.decoding", mapping.get("decoding", {}))
         mapping["decoding"] = build(Decoding, {**base, **own}, f"{path}.decoding")
+        if mapping.get("fine_tuning") is not None:
+            known = fine_tunings or {}
+            name = check_choice(f"{path}.fine_tuning", mapping["fine_tuning"], known)
+            mapping["fine_tuning"] = FineTuned(name, known[name])
         return build(cls, mapping, path)

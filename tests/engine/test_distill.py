@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from swaa import graders
 from swaa.config import Distillation, ModelConfig, load_distillation
 from swaa.engine.batch import Sample
+from swaa.engine.decode import Generation
 from swaa.engine.distill import DistillationResult, Teacher, run_distillation
 from swaa.engine.distill_folder import DistillationFolder
 from swaa.engine.prompting import prepare
 from swaa.errors import UserError
+from swaa.graders import Grade, Grader, Question
 from swaa.policies import AttentionPolicy, FullAttention, SlidingWindow
 from swaa.recipe import Decoding, Recipe
 from swaa.tasks import CountTokens, Example, Task, registry
@@ -34,11 +35,37 @@ DECODING = Decoding(max_new_tokens=10, temperature=1.3, stop=STOPS)
 
 
 @dataclass(frozen=True)
+class Even(Grader):
+    """Right if the length is even; one character too many gets half the score."""
+
+    name: ClassVar[str] = "even"
+
+    def grade(self, text: str, question: Question) -> Grade:
+        right = len(text) % 2 == 0
+        references = question.references
+        return Grade(1.0 if right else 0.5, references * right, references * (not right))
+
+
+@dataclass(frozen=True)
+class Failing(Even):
+    """Calls everything wrong, or cannot tell."""
+
+    error: str | None = None
+
+    def grade(self, text: str, question: Question) -> Grade:
+        return Grade(None if self.error else 0.0, (), question.references, error=self.error)
+
+
+@dataclass(frozen=True)
 class Parrot(Task):
     """Short questions of different lengths. An answer is right if its length is even."""
 
     name: ClassVar[str] = "parrot"
-    grader: ClassVar[str] = "even"
+    graded_by: ClassVar[Grader] = Even()
+
+    @property
+    def grader(self) -> Grader:
+        return self.graded_by
 
     def examples(self, *, length: int, num_examples: int, seed: int, count_tokens: CountTokens) -> Iterator[Example]:
         ids = self.example_ids(length=length, num_examples=num_examples, seed=seed)
@@ -47,17 +74,10 @@ class Parrot(Task):
             yield Example(name, prompt, "So:", " yes", ("yes",), {"index": index})
 
 
-def even(text: str, references: Sequence[str]) -> graders.Grade:
-    """Right if the length is even; one character too many gets half the score."""
-    right = len(text) % 2 == 0
-    return graders.Grade(1.0 if right else 0.5, tuple(references) * right, tuple(references) * (not right))
-
-
 @pytest.fixture(autouse=True)
 def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task and its grader, known while a test lasts."""
+    """The task, known while a test lasts."""
     monkeypatch.setitem(registry._tasks, "parrot", Parrot)
-    monkeypatch.setitem(graders._graders, "even", even)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +335,7 @@ def test_nothing_kept_is_an_error_and_keeps_the_answers(config: Distillation, mo
     cut = sum(
         answer["ending"] == "cut" for line in lines(config.output / "answers.jsonl") for answer in line["answers"]
     )
-    monkeypatch.setitem(graders._graders, "even", lambda text, references: graders.Grade(0, (), tuple(references)))
+    monkeypatch.setattr(Parrot, "graded_by", Failing())
     with pytest.raises(UserError) as caught:
         run_distillation(config, fresh=True)
     told = str(caught.value)
@@ -380,11 +400,13 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
     assert not (config.output / "answers.jsonl").exists()
 
 
-@pytest.mark.usefixtures("no_model")
-def test_a_task_whose_grader_is_unknown_is_refused(config: Distillation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Parrot, "grader", "evn")
-    with pytest.raises(UserError, match="unknown grader 'evn'. Did you mean 'even'?"):
+def test_an_answer_that_no_judge_could_grade_ends_the_run_and_keeps_the_rest(
+    config: Distillation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parrot, "graded_by", Failing("the endpoint is down."))
+    with pytest.raises(UserError, match="an answer could not be graded: the endpoint is down. Run the same command"):
         run_distillation(config)
+    assert not (config.output / "data.jsonl").exists()
 
 
 @pytest.mark.parametrize(("text", "control"), [(" yes", False), (" yes<|user|>no", True), (" yes</s>", True)])
@@ -395,7 +417,8 @@ def test_a_reply_that_spells_a_special_token_is_marked(
     example = next(Parrot().examples(length=1, num_examples=1, seed=0, count_tokens=lambda *_: 0))
     sample = Sample(Parrot(), 1, example, prepare(tokenizer, example))
     config = replace(config, recipe=replace(config.recipe, decoding=replace(DECODING, stop=())))
-    assert Teacher(model, tokenizer, config)._answer(sample, text, 3, "end").control is control
+    made = Generation([text], [3], None, ["end"])
+    assert Teacher(model, tokenizer, config)._answers([sample], made)[0].control is control
 
 
 PROGRAM = """

@@ -8,7 +8,8 @@ import torch
 
 from swaa.config import Experiment, load_experiment
 from swaa.engine.batch import collate
-from swaa.engine.grid import GridData, make_chunks, make_samples, sample_key
+from swaa.engine.grid import GridData, make_chunks, sample_key
+from swaa.engine.samples import make_samples
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def experiment(experiment_file: Path) -> Experiment:
 
 
 def test_every_recipe_gets_every_sample_once_long_prompts_first(experiment: Experiment, tokenizer: Any) -> None:
-    samples = make_samples(experiment, tokenizer, context=None)
+    samples = make_samples(experiment, tokenizer, context=None).samples
     assert len(samples) == 2 * 2 * 2
     chunks = make_chunks(experiment, samples, finished=())
     for recipe in experiment.recipes:
@@ -29,7 +30,7 @@ def test_every_recipe_gets_every_sample_once_long_prompts_first(experiment: Expe
 
 
 def test_finished_samples_leave_the_batches_of_the_others_as_they_were(experiment: Experiment, tokenizer: Any) -> None:
-    samples = make_samples(experiment, tokenizer, context=None)
+    samples = make_samples(experiment, tokenizer, context=None).samples
     whole = make_chunks(experiment, samples, finished=())
     done = {sample_key(whole[0].recipe, sample) for sample in (*whole[0].samples, whole[1].samples[0])}
     rest = make_chunks(experiment, samples, finished=done)
@@ -40,7 +41,7 @@ def test_finished_samples_leave_the_batches_of_the_others_as_they_were(experimen
 
 
 def test_prompts_are_padded_on_the_left_and_answers_on_the_right(experiment: Experiment, tokenizer: Any) -> None:
-    samples = sorted(make_samples(experiment, tokenizer, context=None), key=lambda sample: sample.length)
+    samples = sorted(make_samples(experiment, tokenizer, context=None).samples, key=lambda sample: sample.length)
     chosen = [samples[0], samples[-1]]
     batch = collate(experiment.recipes[0], chosen, pad=0)
     assert batch.prompt_lengths.tolist() == [400, 440]
@@ -57,6 +58,6 @@ def test_prompts_are_padded_on_the_left_and_answers_on_the_right(experiment: Exp
 
 
 def test_the_data_module_yields_the_batches_in_order(experiment: Experiment, tokenizer: Any) -> None:
-    chunks = make_chunks(experiment, make_samples(experiment, tokenizer, context=None), finished=())
+    chunks = make_chunks(experiment, make_samples(experiment, tokenizer, context=None).samples, finished=())
     batches = list(GridData(chunks, pad=0).predict_dataloader())
     assert [batch.samples for batch in batches] == [chunk.samples for chunk in chunks]

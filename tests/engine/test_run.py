@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_run_again_and_needs_no_model(
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("swaa.engine.run.load", refuse)
+    monkeypatch.setattr("swaa.engine.evaluation.load", refuse)
     assert run_experiment(experiment) == first
     assert (experiment.output / "records.jsonl").read_bytes() == before
 

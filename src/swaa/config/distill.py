@@ -105,7 +105,7 @@ class Distillation:
             "plugins": list(self.plugins),
             "model": dataclasses.asdict(self.model),
             "policy": repr(self.recipe.policy),
-            "prompting": self.recipe.prompting,
+            "prompting": self.recipe.prompting.to_value(),
             "decoding": self.recipe.decoding.to_dict(),
             "tasks": [task_to_dict(task) for task in self.tasks],
             "lengths": list(self.lengths),

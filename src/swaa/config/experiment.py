@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from swaa.config.common import (
     parse_task,
 )
 from swaa.config.files import to_yaml
-from swaa.reading import build, check_choice, check_items, check_keys, check_mapping
+from swaa.errors import UserError
+from swaa.reading import build, check_choice, check_items, check_keys, check_mapping, check_whole
 from swaa.recipe import Decoding, Recipe
 from swaa.tasks import Task, task_to_dict
 
@@ -37,6 +41,8 @@ class Experiment:
         seed: of the examples; every recipe sees the same ones.
         batch_size: samples that run together, left-padded.
         scoring: some of ``SCORINGS``; both share one prefill.
+        num_generations: answers to each prompt; generation i is drawn with the seed ``decoding.seed + i``.
+        fine_tunings: by name, the complete fields of the trainings that recipes ask for; see ``swaa.config.tuned``.
     """
 
     recipes: tuple[Recipe, ...]
@@ -49,6 +55,8 @@ class Experiment:
     seed: int = 0
     batch_size: int = 8
     scoring: tuple[str, ...] = SCORINGS
+    num_generations: int = 1
+    fine_tunings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_items(
@@ -62,27 +70,48 @@ class Experiment:
         for index, scoring in enumerate(self.scoring):
             check_choice(f"Experiment.scoring[{index}]", scoring, SCORINGS)
         check_distinct_recipes(self.recipes, owner="Experiment")
+        check_whole("Experiment.num_generations", self.num_generations, minimum=1)
+        self._check_scorable()
         for name in ("recipes", "tasks", "lengths", "plugins", "scoring"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "output", Path(self.output))
 
+    def _check_scorable(self) -> None:
+        """Refuse recipes that nothing could be scored of, or whose answers would only repeat each other."""
+        for recipe in self.recipes:
+            if recipe.prompting.reasons and "generate" not in self.scoring:
+                raise UserError(
+                    f"Experiment.scoring: recipe {recipe.name!r} reasons before it answers, and only a generated reply "
+                    "can be graded. Add generate."
+                )
+            if self.num_generations > 1 and recipe.decoding.greedy:
+                raise UserError(
+                    f"Experiment.num_generations: {self.num_generations}, and recipe {recipe.name!r} decodes greedily, "
+                    "always the same. Set decoding.temperature, or ask for 1."
+                )
+        if self.num_generations > 1 and "generate" not in self.scoring:
+            raise UserError("Experiment.num_generations: nothing is generated. Add generate to scoring, or ask for 1.")
+
     @property
     def num_samples(self) -> int:
-        """Samples of the whole grid."""
-        return len(self.recipes) * len(self.tasks) * len(self.lengths) * self.num_examples
+        """Answers of the whole grid, where every task has as many examples as are asked for."""
+        cells = len(self.recipes) * len(self.tasks) * len(self.lengths)
+        return cells * self.num_examples * self.num_generations
 
     def to_dict(self) -> dict[str, object]:
         """Plain values: a complete experiment file, without ``vars``; policies as Python expressions."""
         return {
             "plugins": list(self.plugins),
             "model": dataclasses.asdict(self.model),
-            "recipes": [{**recipe.to_dict(), "policy": repr(recipe.policy)} for recipe in self.recipes],
+            "recipes": [_recipe_fields(recipe) for recipe in self.recipes],
             "tasks": [task_to_dict(task) for task in self.tasks],
             "lengths": list(self.lengths),
             "num_examples": self.num_examples,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "scoring": list(self.scoring),
+            "num_generations": self.num_generations,
+            "fine_tunings": {name: dict(fields) for name, fields in self.fine_tunings.items()},
             "output": str(self.output),
         }
 
@@ -91,7 +120,13 @@ class Experiment:
         return to_yaml(self.to_dict())
 
     @classmethod
-    def from_dict(cls, values: object, *, output: Path | str) -> Experiment:
+    def from_dict(
+        cls,
+        values: object,
+        *,
+        output: Path | str,
+        fine_tunings: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> Experiment:
         """The experiment that plain values describe; ``output`` is the folder where they name none.
 
         Beside the fields of :class:`Experiment` there may be ``decoding``: the settings of every recipe that does not
@@ -103,10 +138,27 @@ class Experiment:
         mapping = dict(check_mapping("experiment", values))
         fields = [item.name for item in dataclasses.fields(cls)]
         check_keys(mapping, [*fields, "decoding"], "")
+        mapping["fine_tunings"] = fine_tunings or {}
+        digests = {name: _digest(told) for name, told in (fine_tunings or {}).items()}
         mapping.setdefault("output", str(output))
         mapping["plugins"] = load_plugins(mapping.get("plugins", ()))
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
-        parse_each(mapping, "recipes", lambda item, at: Recipe.from_dict(item, path=at, decoding=decoding))
+
+        def recipe(item: object, at: str) -> Recipe:
+            return Recipe.from_dict(item, path=at, decoding=decoding, fine_tunings=digests)
+
+        parse_each(mapping, "recipes", recipe)
         parse_each(mapping, "tasks", parse_task)
         return build(cls, mapping, "")
+
+
+def _recipe_fields(recipe: Recipe) -> dict[str, object]:
+    """A recipe as a file has it."""
+    fields = {**recipe.to_dict(), "policy": repr(recipe.policy)}
+    return fields if recipe.fine_tuning is None else {**fields, "fine_tuning": recipe.fine_tuning.name}
+
+
+def _digest(fields: Mapping[str, object]) -> str:
+    """What tells one training from another."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -13,6 +13,7 @@ from swaa.config.distill import Distillation
 from swaa.config.experiment import Experiment
 from swaa.config.files import load_fields
 from swaa.config.finetune import FineTuning
+from swaa.config.tuned import read_experiment
 from swaa.errors import UserError
 from swaa.reading import within
 
@@ -52,7 +53,7 @@ def _fields(cls: type) -> frozenset[str]:
     return frozenset(item.name for item in dataclasses.fields(cls))
 
 
-EXPERIMENT = Kind("an experiment", "swaa run", Experiment.from_dict)
+EXPERIMENT = Kind("an experiment", "swaa run", read_experiment)
 BENCHMARK = Kind(
     "a benchmark",
     "swaa bench",

@@ -6,12 +6,13 @@ Shapes: B samples, S prompt tokens (left-padded), A answer tokens (right-padded)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from swaa.engine.prompting import Prompt
+from swaa.prompting import Prompting
 from swaa.recipe import Recipe
 from swaa.tasks import Example, Task
 
@@ -25,12 +26,16 @@ class Sample:
         length: the prompt length that was asked for, in tokens.
         example: the question and its answer.
         prompt: both as tokens.
+        prompting: how the question is asked.
+        evidence_distance: tokens from the beginning of the farthest evidence to the prompt's end, where it is known.
     """
 
     task: Task
     length: int
     example: Example
     prompt: Prompt
+    prompting: Prompting = field(default_factory=Prompting)
+    evidence_distance: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Batch:
         prompt_mask: ``[B, S]`` 1 at real tokens.
         answer_ids: ``[B, A]`` tokens of the reference answers, right-padded.
         answer_mask: ``[B, A]`` 1 at real tokens.
+        generations: numbers of the answers that are generated of each sample.
     """
 
     recipe: Recipe
@@ -52,6 +58,7 @@ class Batch:
     prompt_mask: Tensor
     answer_ids: Tensor
     answer_mask: Tensor
+    generations: tuple[int, ...] = (0,)
 
     @property
     def prompt_lengths(self) -> Tensor:
@@ -72,14 +79,15 @@ class Batch:
             prompt_mask=self.prompt_mask[:1],
             answer_ids=self.answer_ids[:1],
             answer_mask=self.answer_mask[:1],
+            generations=(0,),
         )
 
 
-def collate(recipe: Recipe, samples: Sequence[Sample], *, pad: int) -> Batch:
+def collate(recipe: Recipe, samples: Sequence[Sample], *, pad: int, generations: tuple[int, ...] = (0,)) -> Batch:
     """Pad the samples with the token ``pad``: prompts on the left, answers on the right."""
     prompt_ids, prompt_mask = _padded([sample.prompt.ids for sample in samples], pad, left=True)
     answer_ids, answer_mask = _padded([sample.prompt.answer_ids for sample in samples], pad, left=False)
-    return Batch(recipe, tuple(samples), prompt_ids, prompt_mask, answer_ids, answer_mask)
+    return Batch(recipe, tuple(samples), prompt_ids, prompt_mask, answer_ids, answer_mask, generations)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,10 @@ from swaa.engine.bench_check import DEFAULT_LENGTH, Checker
 from swaa.engine.bench_expect import benchmark_shape, device_type, expectations, fitted_machine
 from swaa.engine.bench_folder import BenchFolder
 from swaa.engine.bench_kvpress import NO_PYTHON, KvPress
-from swaa.engine.bench_machine import session
 from swaa.engine.bench_measure import LeftOut
 from swaa.engine.bench_rows import ModelRow, Row, make_row, planned_kernel, row_hash
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
+from swaa.engine.machine import session
 from swaa.errors import UserError
 from swaa.hf import model_shape, saved_policy
 from swaa.hf.loading import load

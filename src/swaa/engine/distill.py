@@ -14,17 +14,18 @@ from rich.console import Console
 
 from swaa.config import Distillation
 from swaa.engine.batch import Batch, Sample
-from swaa.engine.decode import generate, prefill
+from swaa.engine.decode import Generation, generate, prefill
 from swaa.engine.distill_answers import Answer, PromptAnswers, up_to_stop
 from swaa.engine.distill_folder import ANSWERS, DistillationFolder, check_formats
 from swaa.engine.distill_sift import Counts, Sifted, sift
-from swaa.engine.grid import GridData, check_recipes, context_of, grid_keys, make_chunks, make_samples, sample_key
+from swaa.engine.grid import GridData, check_recipes, context_of, grid_keys, make_chunks, sample_key
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.progress import GridProgress
 from swaa.engine.provenance import git_hash, versions
+from swaa.engine.recording import final_of, grade_answers
+from swaa.engine.samples import make_samples
 from swaa.engine.trainer import BatchWriter, predict
 from swaa.errors import UserError
-from swaa.graders import get_grader, grade
 from swaa.hf import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import FullAttention
@@ -80,12 +81,12 @@ def run_distillation(
     """
     check_formats(config)
     for task in config.tasks:
-        get_grader(task.grader)
+        task.grader.check()
     with DistillationFolder(config, fresh=fresh) as folder:
         try:
             with stoppable():
                 keys = grid_keys(config)
-                if not {record.key for record in folder.answers()}.issuperset(keys):
+                if keys is None or not {record.key for record in folder.answers()}.issuperset(keys):
                     keys = _ask(config, folder, console or Console(stderr=True))
         except StopRequested:
             raise Interrupted(
@@ -106,7 +107,10 @@ def _ask(config: Distillation, folder: DistillationFolder, console: Console) -> 
     """Answer the prompts that have no answers yet; the keys of all prompts, in order."""
     model, tokenizer = load(config.model.name, FullAttention(), dtype=config.model.dtype, device=config.model.device)
     check_recipes(config, model)
-    samples = make_samples(config, tokenizer, context=context_of(model))
+    asked = make_samples(config, tokenizer, context=context_of(model))
+    for dropped in asked.dropped:
+        console.print(dropped.told(), highlight=False, markup=False, soft_wrap=True)
+    samples = asked.samples
     chunks = make_chunks(config, samples, {record.key for record in folder.answers()})
     if chunks:
         left = sum(len(chunk.samples) for chunk in chunks)
@@ -146,15 +150,28 @@ class Teacher(LightningModule):
             copied = replace(read, cache=copy.deepcopy(read.cache))
             own = replace(decoding, seed=decoding.seed + index)
             made = generate(self.model, self._tokenizer, batch, copied, own)
-            for row, parts in enumerate(zip(made.texts, made.num_tokens, made.endings, strict=True)):
-                answers[row].append(self._answer(batch.samples[row], *parts))
+            for row, answer in enumerate(self._answers(batch.samples, made)):
+                answers[row].append(answer)
         return [self._record(sample, tuple(own)) for sample, own in zip(batch.samples, answers, strict=True)]
 
-    def _answer(self, sample: Sample, text: str, tokens: int, ending: Any) -> Answer:
-        reply = up_to_stop(text, self._config.recipe.decoding.stop)
-        result = grade(sample.task.grader, reply, sample.example.references)
-        control = any(mark in reply for mark in self._control)
-        return Answer(text, tokens, ending, reply, result.score, result.all_correct, control)
+    def _answers(self, samples: Sequence[Sample], made: Generation) -> list[Answer]:
+        """One answer a sample, graded by what follows its reasoning.
+
+        Raises:
+            UserError: a judge could not grade one; what is on record stays, and the run goes on from there.
+        """
+        replies = [up_to_stop(text, self._config.recipe.decoding.stop) for text in made.texts]
+        parts = zip(samples, replies, made.endings, strict=True)
+        grades = grade_answers(samples, [final_of(sample, reply, ending) for sample, reply, ending in parts])
+        answers = []
+        for text, reply, tokens, ending, grade in zip(
+            made.texts, replies, made.num_tokens, made.endings, grades, strict=True
+        ):
+            if grade.error is not None:
+                raise UserError(f"an answer could not be graded: {grade.error} Run the same command again to go on.")
+            control = any(mark in reply for mark in self._control)
+            answers.append(Answer(text, tokens, ending, reply, grade.score or 0.0, grade.all_correct, control))
+        return answers
 
     def _record(self, sample: Sample, answers: tuple[Answer, ...]) -> PromptAnswers:
         example = sample.example
@@ -164,8 +181,8 @@ class Teacher(LightningModule):
             length=sample.length,
             example=example.id,
             seed=self._config.seed,
-            prompt=example.prompt,
-            answer_prefix=example.answer_prefix,
+            prompt=sample.prompting.ask(example.prompt),
+            answer_prefix=sample.prompting.reply_prefix(example.answer_prefix),
             reference=example.answer,
             metadata=example.metadata,
             prompt_tokens=len(sample.prompt.ids),
@@ -197,7 +214,7 @@ def _provenance(config: Distillation, records: Sequence[PromptAnswers], sifted: 
         "answered_by": list(states.values()),
         "model": dataclasses.asdict(config.model),
         "policy": repr(config.recipe.policy),
-        "prompting": config.recipe.prompting,
+        "prompting": config.recipe.prompting.to_value(),
         "decoding": config.recipe.decoding.to_dict(),
         "recipe_hash": config.recipe.hash,
         "distillation": config.to_dict(),

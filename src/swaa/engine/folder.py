@@ -1,21 +1,31 @@
 """The folder of a run: what it ran, the records so far, the tables. It can be continued after any interruption.
 
 experiment.yaml   the experiment, complete; ``swaa run`` reads it again
-records.jsonl     one line per sample, appended and flushed as the sample's batch ends
+run.json          what the run is, for reports: model, recipes, tasks, provenance, what was left out, whether it ended
+samples.jsonl     the prompts as the model got them, one line per example and way of asking
+records.jsonl     one line per answer, appended and flushed as the sample's batch ends
+records-1.jsonl   the same of a second process, until the run ends
 table.md, .csv    written when the run ends
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from swaa.config import Experiment, load_experiment
+from swaa.engine.batch import Sample
 from swaa.engine.resumable import MEND, ResumableFolder, changed
 from swaa.errors import UserError
 from swaa.report import Key, Record, Row, read_records, to_csv, to_markdown
 
 EXPERIMENT = "experiment.yaml"
 RECORDS = "records.jsonl"
+SAMPLES = "samples.jsonl"
+RUN = "run.json"
 TABLES = {"table.md": to_markdown, "table.csv": to_csv}
 
 
@@ -35,31 +45,63 @@ class RunFolder(ResumableFolder):
         self._fresh = fresh
 
     def records(self) -> list[Record]:
-        """The records so far, in the order they were written."""
-        return read_records(self.path / RECORDS)
+        """The records so far, in the order they were written; of two with one key, the first."""
+        found: dict[Key, Record] = {}
+        for path in [self.path / RECORDS, *self._parts()]:
+            for record in read_records(path):
+                found.setdefault(record.key, record)
+        return list(found.values())
 
     def finished(self) -> set[Key]:
         """The keys of the samples on record."""
         return {record.key for record in self.records()}
 
+    def writer(self, rank: int = 0) -> RecordWriter:
+        """What adds the records of one process of several."""
+        return RecordWriter(self.path / (f"records-{rank}.jsonl" if rank else RECORDS))
+
     def append(self, records: Iterable[Record]) -> None:
-        """Add records, each line flushed to the operating system before the next is begun."""
-        with (self.path / RECORDS).open("a", encoding="utf-8") as file:
-            for record in records:
-                file.write(record.to_json() + "\n")
-                file.flush()
+        """Add records of the only process."""
+        self.writer().append(records)
+
+    def replace_records(self, records: Iterable[Record]) -> None:
+        """Write all records anew, in this order; the file is there whole, or is as it was."""
+        self._replace(RECORDS, "".join(f"{record.to_json()}\n" for record in records).encode())
+        for part in self._parts():
+            part.unlink()
+
+    def write_samples(self, samples: Sequence[Sample]) -> None:
+        """Write the prompts, as the model gets them."""
+        self._replace(SAMPLES, "".join(f"{_sample_line(sample)}\n" for sample in samples).encode())
+
+    def description(self) -> dict[str, Any] | None:
+        """What :meth:`describe` wrote; None where there is nothing, or what somebody else wrote."""
+        try:
+            values = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Write what the run is."""
+        self._replace(RUN, f"{json.dumps(description, ensure_ascii=False, indent=1)}\n".encode())
 
     def write_tables(self, rows: list[Row]) -> None:
         """Write the tables beside the records."""
         for name, text in TABLES.items():
-            (self.path / name).write_text(text(rows), encoding="utf-8")
+            self._replace(name, text(rows).encode())
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob("records-*.jsonl"))
 
     def _begin(self) -> None:
         if self._fresh:
-            self._delete(EXPERIMENT, RECORDS, *TABLES)
+            self._delete(EXPERIMENT, RECORDS, SAMPLES, RUN, *TABLES, *(part.name for part in self._parts()))
         self._drop_torn_line(RECORDS)
         self._check_same()
-        (self.path / EXPERIMENT).write_text(self._experiment.to_yaml(), encoding="utf-8")
+        if self._parts():  # of processes that were killed
+            self.replace_records(self.records())
+        self._replace(EXPERIMENT, self._experiment.to_yaml().encode())
 
     def _check_same(self) -> None:
         if not self.records():
@@ -70,6 +112,45 @@ class RunFolder(ResumableFolder):
             differences(load_experiment(self.path / EXPERIMENT), self._experiment),
             what="results of a different experiment",
         )
+
+
+class RecordWriter:
+    """Adds records to a file; each line reaches the operating system whole, before the next is begun.
+
+    Args:
+        path: the file; it is made with the first record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        file = os.open(self._path, flags, 0o644)
+        try:
+            for record in records:
+                line = f"{record.to_json()}\n".encode()
+                while line:
+                    line = line[os.write(file, line) :]
+        finally:
+            os.close(file)
+
+
+def _sample_line(sample: Sample) -> str:
+    values = {
+        "task": sample.task.label,
+        "length": sample.length,
+        "example": sample.example.id,
+        "prompting": sample.prompting.name,
+        "prompt": sample.prompt.text,
+        "question": sample.example.prompt,
+        "prompt_tokens": len(sample.prompt.ids),
+        "answer": sample.example.answer,
+        "references": list(sample.example.references),
+        "metadata": dict(sample.example.metadata),
+    }
+    return json.dumps(values, ensure_ascii=False)
 
 
 def differences(before: Experiment, now: Experiment) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule
@@ -12,8 +11,6 @@ from torch.utils.data import DataLoader
 
 from swaa.config import ModelConfig
 from swaa.engine.batch import Batch, Sample, collate
-from swaa.engine.prompting import count_tokens, prepare
-from swaa.errors import UserError
 from swaa.hf import model_shape
 from swaa.policies import bind
 from swaa.reading import within
@@ -43,84 +40,60 @@ class Grid(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples that run together under one recipe."""
+    """Samples that run together under one recipe.
+
+    Attributes:
+        recipe: what adapts the model.
+        samples: that run together.
+        generations: numbers of the answers that are generated of each of them.
+    """
 
     recipe: Recipe
     samples: tuple[Sample, ...]
+    generations: tuple[int, ...] = (0,)
 
 
-def make_samples(grid: Grid, tokenizer: Any, *, context: int | None) -> list[Sample]:
-    """The examples of every task and length, rendered and tokenised; the same for every recipe.
-
-    Args:
-        tokenizer: the model's.
-        context: the longest sequence that the model was made for, in tokens; None if it names none.
-
-    Raises:
-        UserError: prompt and answer do not fit into the context, or the task refuses.
-    """
-    room = max(recipe.decoding.max_new_tokens for recipe in grid.recipes)
-    for length in grid.lengths:
-        _check_fits(grid, "lengths", length, room, context)
-    counter = partial(count_tokens, tokenizer)
-    samples = []
-    for task in grid.tasks:
-        for length in grid.lengths:
-            for example in task.examples(
-                length=length,
-                num_examples=grid.num_examples,
-                seed=grid.seed,
-                count_tokens=counter,
-            ):
-                prompt = prepare(tokenizer, example)
-                needed = max(room, len(prompt.answer_ids))
-                _check_fits(grid, f"task {task.label!r}, example {example.id}", len(prompt.ids), needed, context)
-                samples.append(Sample(task, length, example, prompt))
-    return samples
-
-
-def _check_fits(grid: Grid, what: str, prompt: int, answer: int, context: int | None) -> None:
-    if context is not None and prompt + answer > context:
-        raise UserError(
-            f"{what}: {prompt} prompt tokens and {answer} new ones are {prompt + answer} tokens, and the "
-            f"context of {grid.model.name} is {context}. "
-            f"Ask for a length of at most {context - answer}, or choose a model with a longer context."
-        )
-
-
-def make_chunks(grid: Grid, samples: Sequence[Sample], finished: Collection[Key]) -> list[Chunk]:
+def make_chunks(
+    grid: Grid, samples: Sequence[Sample], finished: Collection[Key], *, generations: int = 1
+) -> list[Chunk]:
     """What is left to run, recipe by recipe, long prompts first so that a lack of memory shows at once.
 
     The batches are laid out over the whole grid and finished samples taken out of them afterwards, so that an
-    interrupted run goes on with the very batches it would have had.
+    interrupted run goes on with the very batches it would have had. Samples of a batch whose missing generations differ
+    run in batches of their own.
     """
     ordered = sorted(samples, key=lambda sample: -len(sample.prompt.ids))  # stable: equal lengths keep their order
-    size = grid.batch_size
     chunks = []
     for recipe in grid.recipes:
-        for start in range(0, len(ordered), size):
-            left = [sample for sample in ordered[start : start + size] if sample_key(recipe, sample) not in finished]
-            if left:
-                chunks.append(Chunk(recipe, tuple(left)))
+        mine = [sample for sample in ordered if sample.prompting == recipe.prompting]
+        for start in range(0, len(mine), grid.batch_size):
+            left: dict[tuple[int, ...], list[Sample]] = {}
+            for sample in mine[start : start + grid.batch_size]:
+                missing = tuple(n for n in range(generations) if sample_key(recipe, sample, n) not in finished)
+                left.setdefault(missing, []).append(sample)
+            chunks += [Chunk(recipe, tuple(some), missing) for missing, some in left.items() if missing]
     return chunks
 
 
-def sample_key(recipe: Recipe, sample: Sample) -> Key:
-    """What identifies a sample under a recipe in the records."""
-    return Key(recipe.hash, sample.task.label, sample.length, sample.example.id)
+def sample_key(recipe: Recipe, sample: Sample, generation: int = 0) -> Key:
+    """What identifies an answer to a sample under a recipe in the records."""
+    return Key(recipe.hash, sample.task.label, sample.length, sample.example.id, generation)
 
 
-def grid_keys(grid: Grid) -> list[Key]:
-    """The keys of the grid's samples, without making them, in the order of :func:`make_samples`, recipe by recipe.
+def grid_keys(grid: Grid, *, generations: int = 1) -> list[Key] | None:
+    """The keys of the grid's samples, without making them, recipe by recipe; None where only making them tells.
 
     Examples are known by their ids, which change with the text of a task's file.
     """
+    if not all(task.sized for task in grid.tasks):
+        return None  # which examples fit is the tokenizer's to say
     return [
-        Key(recipe.hash, task.label, length, example)
+        Key(recipe.hash, task.label, length, example, generation)
         for recipe in grid.recipes
         for task in grid.tasks
         for length in grid.lengths
         for example in task.example_ids(length=length, num_examples=grid.num_examples, seed=grid.seed)
+        for generation in range(generations)
     ]
 
 
@@ -143,7 +116,7 @@ def context_of(model: Any) -> int | None:
 
 
 class GridData(LightningDataModule):
-    """Chunks -> padded batches, one at a time.
+    """Chunks -> padded batches, one at a time; of several processes each takes its turn.
 
     Args:
         chunks: what to run, in order.
@@ -156,7 +129,9 @@ class GridData(LightningDataModule):
         self._pad = pad
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self._chunks, batch_size=None, collate_fn=self._collate)  # type: ignore[arg-type]
+        trainer = self.trainer
+        mine = self._chunks if trainer is None else self._chunks[trainer.global_rank :: trainer.world_size]
+        return DataLoader(mine, batch_size=None, collate_fn=self._collate)  # type: ignore[arg-type]  # of one item
 
     def _collate(self, chunk: Chunk) -> Batch:
-        return collate(chunk.recipe, chunk.samples, pad=self._pad)
+        return collate(chunk.recipe, chunk.samples, pad=self._pad, generations=chunk.generations)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swaa.errors import UserError
+from swaa.prompting import Prompting
 from swaa.tasks import Example
 from swaa.tasks.conversations import Turn
 
@@ -26,18 +27,40 @@ class Prompt:
     answer_ids: tuple[int, ...]
 
 
-def render(tokenizer: Any, prompt: str, answer_prefix: str) -> str:
+def render(tokenizer: Any, prompt: str, answer_prefix: str, prompting: Prompting | None = None) -> str:
     """The text that the model continues: the chat template around ``prompt``, then the beginning of the answer.
 
     A tokenizer without a chat template gets the prompt as it is, a line end, and the beginning of the answer.
+
+    Raises:
+        UserError: the model has no native thinking, and the prompting asks for it.
     """
-    return f"{render_turns(tokenizer, [Turn('user', prompt)], reply=True)}{answer_prefix}"
+    prompting = prompting or Prompting()
+    if prompting.thinks:
+        check_thinks(tokenizer)
+    turns = [Turn("user", prompting.ask(prompt))]
+    asked = render_turns(tokenizer, turns, reply=True, thinking=prompting.thinks)
+    return f"{asked}{prompting.reply_prefix(answer_prefix)}"
 
 
-def render_turns(tokenizer: Any, turns: Sequence[Turn], *, reply: bool) -> str:
+def check_thinks(tokenizer: Any) -> None:
+    """Refuse native thinking where the chat template knows nothing of it.
+
+    A template either has the switch ``enable_thinking``, or always begins to think (its prompt ends with ``<think>``).
+    """
+    template = tokenizer.chat_template
+    if template is None or not ("enable_thinking" in str(template) or "<think>" in str(template)):
+        raise UserError(
+            "prompting 'thinking': the model's chat template has no switch for it (enable_thinking). "
+            "Use prompting: chain_of_thought, or a model that thinks."
+        )
+
+
+def render_turns(tokenizer: Any, turns: Sequence[Turn], *, reply: bool, thinking: bool = False) -> str:
     """The text of a conversation's first turns: with ``reply``, up to where the assistant's next reply begins.
 
     Without a chat template every turn is its text and a line end; a reply ends with the end-of-sequence token.
+    Templates of models that can think get told whether to; others ignore it.
 
     Raises:
         UserError: the template refuses these turns (many refuse a system turn), or there is none, a reply must end,
@@ -46,8 +69,7 @@ def render_turns(tokenizer: Any, turns: Sequence[Turn], *, reply: bool) -> str:
     if tokenizer.chat_template is None:
         return "".join(f"{_plain(tokenizer, turn)}\n" for turn in turns)
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    # "direct" prompting: templates of hybrid models end their thinking at once; others ignore the switch
-    options = {"tokenize": False, "add_generation_prompt": reply, "enable_thinking": False}
+    options = {"tokenize": False, "add_generation_prompt": reply, "enable_thinking": thinking}
     try:
         text: str = tokenizer.apply_chat_template(messages, **options)
     except Exception as error:
@@ -109,8 +131,8 @@ def count_tokens(tokenizer: Any, prompt: str, answer_prefix: str) -> int:
     return len(encode(tokenizer, render(tokenizer, prompt, answer_prefix)))
 
 
-def prepare(tokenizer: Any, example: Example) -> Prompt:
-    """The tokens of an example's prompt and of its answer.
+def prepare(tokenizer: Any, example: Example, prompting: Prompting | None = None) -> Prompt:
+    """The tokens of an example's prompt, as ``prompting`` asks it (default: directly), and of its answer.
 
     The answer's tokens are those that follow the prompt's when both are tokenised as one text. Where that would change
     the prompt's own last token, they are tokenised apart, so that generating and scoring see the same prompt.
@@ -118,8 +140,23 @@ def prepare(tokenizer: Any, example: Example) -> Prompt:
     Raises:
         UserError: the answer has no tokens.
     """
-    text = render(tokenizer, example.prompt, example.answer_prefix)
+    text = render(tokenizer, example.prompt, example.answer_prefix, prompting)
     ids, answer = encode_parts(tokenizer, [text, example.answer])
     if not answer:
         raise UserError(f"example {example.id}: its answer {example.answer!r} has no tokens. Give it an answer.")
     return Prompt(text, tuple(ids), tuple(answer))
+
+
+def evidence_distance(tokenizer: Any, example: Example, prompt: Prompt) -> int | None:
+    """Tokens from the beginning of the farthest evidence to the end of the prompt; None where it is not known.
+
+    Evidence that is farther away than a window is seen by no answer token, unless a layer carries it on.
+    """
+    spans = example.metadata.get("spans")
+    if not isinstance(spans, Sequence) or not spans:
+        return None
+    start = prompt.text.find(example.prompt)
+    if start < 0:  # a template that rewrites the question (trims it, say) moves the offsets
+        return None
+    before = prompt.text[: start + min(int(span[0]) for span in spans)]
+    return max(0, len(prompt.ids) - len(encode(tokenizer, before)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,6 +66,24 @@ def to_python(policy: AttentionPolicy) -> str:
 def policy_to_dict(policy: AttentionPolicy) -> dict[str, Any]:
     """The policy as dicts, lists, strings and numbers: for YAML, JSON and hashes. Equal policies, equal dicts."""
     return _mapping(tree(policy))
+
+
+def predicates(policy: AttentionPolicy) -> frozenset[Predicate]:
+    """The predicates that the policy is made of, full attention aside."""
+    return frozenset(predicate for predicate in _leaves(tree(policy)) if predicate != _FULL.predicate)
+
+
+def _leaves(node: Node) -> Iterator[Predicate]:
+    match node:
+        case Leaf(predicate):
+            yield predicate
+        case Operation(_, parts):
+            yield from (predicate for part in parts for predicate in _leaves(part))
+        case Scope(inside, _, _, otherwise):
+            yield from _leaves(inside)
+            yield from _leaves(otherwise or _FULL)
+        case Stack(_, rules):
+            yield from (predicate for _, policy in rules for predicate in _leaves(policy))
 
 
 def formula_to_python(formula: Formula) -> str:

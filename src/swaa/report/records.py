@@ -12,12 +12,13 @@ from swaa.jsonlines import read_lines, to_line
 
 
 class Key(NamedTuple):
-    """What identifies a sample of a run: a sample with a key on record is not run again."""
+    """What identifies an answer to a sample of a run: what has its key on record is not run again."""
 
     recipe_hash: str
     task: str
     length: int
     example: str
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,23 @@ class Record:
         seed: of the examples.
         prompt_tokens: real tokens of the prompt as the model got it.
         answer: the reference answer.
-        metadata: facts about the example, from its task.
+        metadata: facts about the example, from its task; ``evidence_distance``: tokens from the beginning of the
+            farthest evidence to the end of the prompt, where that is known.
         generated: the raw text that came, without the end-of-sequence token; None if nothing was generated.
         scores: ``score`` and ``all_correct`` (0 or 1) by the task's grader, ``forced_exact`` (0 or 1) and
-            ``forced_nll`` (nats per answer token) of the teacher-forced answer. Absent where not asked for.
+            ``forced_nll`` (nats per answer token) of the teacher-forced answer, ``truncated`` (0 or 1): the reply was
+            cut before its final answer. Absent where not asked for, or where the grader failed.
         timing: ``prefill_seconds`` (wall time of the batch's prefill divided by its samples), ``decode_ms_per_token``
             (wall time of one decode step of the batch; absent if there was none), ``batch_size``, ``new_tokens``.
         cost: ``visible_pair_share`` and ``kv_share``, fractions of what full attention does and keeps.
         git: commit of the code, with ``+`` where files were altered; None outside a repository.
         versions: of the libraries.
+        prompting: how the question was asked.
+        generation: number of this answer, of several to one question.
+        final: what was graded, where that is not all of ``generated``.
+        ending: what ended the answer: ``end`` (its own token), ``stop`` (a stop string) or ``cut`` (the budget).
+        verdict: what a judge said: ``correct``, ``wrong`` or ``unparsed``.
+        error: why the answer could not be graded.
     """
 
     recipe: str
@@ -59,11 +68,17 @@ class Record:
     cost: Mapping[str, float] = field(default_factory=dict)
     git: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    prompting: str = "direct"
+    generation: int = 0
+    final: str | None = None
+    ending: str | None = None
+    verdict: str | None = None
+    error: str | None = None
 
     @property
     def key(self) -> Key:
         """What identifies the sample."""
-        return Key(self.recipe_hash, self.task, self.length, self.example)
+        return Key(self.recipe_hash, self.task, self.length, self.example, self.generation)
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from swaa.config import Evaluation, Experiment, FineTuning, load_experiment
+from swaa.engine.evaluation import run_evaluation
 from swaa.engine.folder import EXPERIMENT, RECORDS, differences
-from swaa.engine.grid import context_of, make_samples
-from swaa.engine.run import run_experiment
+from swaa.engine.grid import context_of
+from swaa.engine.samples import make_samples
 from swaa.engine.text_nll import TextNll, read_text, text_nll
 from swaa.errors import UserError
 from swaa.hf.loading import load
@@ -49,13 +50,13 @@ def measure(config: FineTuning, model: str, folder: Path, console: Console) -> F
         console: where progress is drawn.
 
     Raises:
-        UserError: see :func:`run_experiment`, :func:`text_nll`.
+        UserError: see :func:`run_evaluation`, :func:`text_nll`.
     """
     experiment = config.experiment(model, folder)
     if experiment is None or config.evaluation is None:
         return None
     text = _text_nll(config, config.evaluation, model, folder / TEXT) if config.evaluation.text_tokens else None
-    return Figures(tuple(run_experiment(experiment, fresh=_other(experiment), console=console)), text)
+    return Figures(tuple(run_evaluation(experiment, fresh=_other(experiment), console=console)), text)
 
 
 def check_evaluation(config: FineTuning, tokenizer: Any, *, context: int | None) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 from swaa.config import Objective, Validation
 from swaa.engine.batch import Batch
 from swaa.engine.decode import generate, prefill, teacher_forced
+from swaa.engine.recording import final_of, grade_answers
 from swaa.engine.tuning.batch import TrainingBatch
 from swaa.engine.tuning.objective import compute_losses_and_logits
 from swaa.engine.tuning.samples import NO_TARGET
-from swaa.graders import grade
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,12 @@ class Looks:
         if self._scores("teacher_forced"):
             seen["forced_exact"] = (float(sum(teacher_forced(model, batch, read).exact)), size)
         if self._scores("generate"):
-            texts = generate(model, self._tokenizer, batch, read, batch.recipe.decoding).texts
-            grades = [
-                grade(sample.task.grader, text, sample.example.references)
-                for sample, text in zip(batch.samples, texts, strict=True)
-            ]
-            seen["score"] = (sum(one.score for one in grades), size)
-            seen["all_correct"] = (float(sum(one.all_correct for one in grades)), size)
+            made = generate(model, self._tokenizer, batch, read, batch.recipe.decoding)
+            parts = zip(batch.samples, made.texts, made.endings, strict=True)
+            grades = grade_answers(batch.samples, [final_of(*part) for part in parts])
+            graded = [one.score for one in grades if one.score is not None]
+            seen["score"] = (sum(graded), len(graded))
+            seen["all_correct"] = (float(sum(one.all_correct for one in grades)), len(graded))
         return seen
 
     def _scores(self, scoring: str) -> bool:

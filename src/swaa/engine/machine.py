@@ -1,4 +1,4 @@
-"""What a benchmark ran on, in plain data."""
+"""What a run or a benchmark ran on, in plain data."""
 
 from __future__ import annotations
 

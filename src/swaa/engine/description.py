@@ -1,0 +1,92 @@
+"""``run.json``: what a run is, for reports that know no configuration and no model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from swaa.config import Experiment
+from swaa.engine.grid import context_of
+from swaa.engine.machine import session
+from swaa.engine.samples import Asked, Dropped
+from swaa.hf import model_shape
+from swaa.policies import AttentionPolicy, SlidingWindow
+from swaa.policies.describe import predicates
+from swaa.recipe import Recipe
+
+FORMAT = 1
+
+
+def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]:
+    """The facts of a run that has loaded its model and made its samples."""
+    shape = model_shape(model)
+    answers = experiment.num_generations * len(experiment.recipes) * len({_example(sample) for sample in asked.samples})
+    machine = session(model.device)
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "model": {
+            **{name: getattr(experiment.model, name) for name in ("name", "dtype")},
+            "device": str(model.device),
+            "num_layers": shape.num_layers,
+            "num_heads": shape.num_heads,
+            "context": context_of(model),
+        },
+        "recipes": [_recipe(recipe) for recipe in experiment.recipes],
+        "tasks": [
+            {"label": task.label, "name": task.name, "grader": task.grader.to_dict()} for task in experiment.tasks
+        ],
+        "lengths": list(experiment.lengths),
+        "num_examples": experiment.num_examples,
+        "num_generations": experiment.num_generations,
+        "seed": experiment.seed,
+        "scoring": list(experiment.scoring),
+        "asked": answers,
+        "dropped": [dropped.to_dict() for dropped in asked.dropped],
+        "provenance": {
+            "git": machine["git"],
+            "versions": machine["versions"],
+            "hardware": {
+                "processor": machine["cpu"],
+                "cores": machine["cores"],
+                "threads": torch.get_num_threads(),
+                "gpu": machine["gpu"],
+                "memory_bytes": machine["memory_bytes"],
+                "load": machine["load"],
+            },
+            "command": shlex.join(["swaa", *sys.argv[1:]]),
+            "started": machine["started"],
+        },
+    }
+
+
+def told(dropped: Sequence[Dropped]) -> list[str]:
+    """A line for every task that examples were left out of."""
+    return [one.told() for one in dropped if one.offered > one.kept or one.left_out]
+
+
+def _example(sample: Any) -> tuple[str, int, str]:
+    return sample.task.label, sample.length, sample.example.id
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    tuned = recipe.fine_tuning
+    return {
+        "name": recipe.name,
+        "hash": recipe.hash,
+        "policy": repr(recipe.policy),
+        "window": _window(recipe.policy),
+        "prompting": recipe.prompting.name,
+        "instruction": recipe.prompting.instruction,
+        "fine_tuning": None if tuned is None else tuned.name,
+        "decoding": recipe.decoding.to_dict(),
+    }
+
+
+def _window(policy: AttentionPolicy) -> int | None:
+    """The largest sliding window in the policy, in tokens."""
+    return max((one.window_size for one in predicates(policy) if isinstance(one, SlidingWindow)), default=None)

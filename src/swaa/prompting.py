@@ -1,0 +1,135 @@
+"""Ways of asking: directly, with a chain of thought, or with a model's native thinking; and where the answer is.
+
+Chain of thought is one of the five methods of the sliding-window adaptation paper (arXiv 2512.10411): what a model
+writes down while decoding is near when it answers. It costs tokens, so whether the answer was reached within
+``max_new_tokens`` is part of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from swaa.errors import UserError
+from swaa.reading import build, check_choice, check_text
+
+DIRECT, CHAIN_OF_THOUGHT, THINKING = "direct", "chain_of_thought", "thinking"
+PROMPTINGS = (DIRECT, CHAIN_OF_THOUGHT, THINKING)
+
+INSTRUCTION = (
+    "Think step by step before you answer, and write your steps down. Then write a last line that begins with "
+    '"Answer:" and gives the answer alone.'
+)
+_DEFAULTS = {DIRECT: ("", ""), CHAIN_OF_THOUGHT: (INSTRUCTION, "Answer:"), THINKING: ("", "</think>")}
+
+
+@dataclass(frozen=True)
+class Final:
+    """What is graded of a reply.
+
+    Attributes:
+        text: the final answer.
+        reached: whether there is one; False where the reply was cut in the midst of its reasoning.
+    """
+
+    text: str
+    reached: bool
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """A way of asking.
+
+    - ``direct``: the question, and the beginning of the answer where the task gives one.
+    - ``chain_of_thought``: the question and ``instruction``; the final answer follows the last ``marker``. A reply that
+      ends by itself without a marker answers in its last line.
+    - ``thinking``: the chat template's own switch is on; the final answer follows the last ``marker``.
+
+    Attributes:
+        name: one of ``PROMPTINGS``.
+        instruction: what is added to the question, after a blank line.
+        marker: what the final answer follows; letter case does not matter.
+    """
+
+    name: str = DIRECT
+    instruction: str = ""
+    marker: str = ""
+
+    texts: ClassVar[tuple[str, ...]] = ("instruction", "marker")
+
+    def __post_init__(self) -> None:
+        check_choice("Prompting.name", self.name, PROMPTINGS)
+        for field, default in zip(self.texts, _DEFAULTS[self.name], strict=True):
+            value = getattr(self, field)
+            if value == "":
+                object.__setattr__(self, field, default)
+            elif not default:
+                raise UserError(f"Prompting.{field}: {self.name!r} has none, got {value!r}. Leave it out.")
+            else:
+                check_text(f"Prompting.{field}", value)
+
+    @classmethod
+    def parse(cls, value: object, path: str) -> Prompting:
+        """The prompting that a name or a mapping of the fields above stands for; ``path`` names it in errors."""
+        if isinstance(value, Prompting):
+            return value
+        if isinstance(value, str):
+            check_choice(path, value, PROMPTINGS)
+            return cls(value)
+        return build(cls, value, path)
+
+    def to_value(self) -> object:
+        """Its name where nothing else is told, or a mapping; :meth:`parse` reads both."""
+        return self.name if self == Prompting(self.name) else dataclasses.asdict(self)
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the reply has more than the answer."""
+        return self.name != DIRECT
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the chat template's own switch is on."""
+        return self.name == THINKING
+
+    def ask(self, question: str) -> str:
+        """The user's message."""
+        return f"{question}\n\n{self.instruction}" if self.instruction else question
+
+    def reply_prefix(self, answer_prefix: str) -> str:
+        """The beginning of the reply that the prompt gives; a model that reasons begins by itself."""
+        return "" if self.reasons else answer_prefix
+
+    def reference_reply(self, answer: str, reasoning: str) -> str:
+        """What a model should say: ``reasoning``, then ``answer`` where :meth:`final` finds it.
+
+        Raises:
+            UserError: a native thinking has no form that could be written for every model.
+        """
+        if self.thinks:
+            raise UserError("Prompting.name: there is no reference reply for 'thinking'. Distil one: swaa distill.")
+        return f"{reasoning}\n{self.marker} {answer.strip()}" if self.reasons else answer
+
+    def final(self, reply: str, *, cut: bool, prompt: str = "") -> Final:
+        """The final answer of a reply.
+
+        Args:
+            reply: what was generated.
+            cut: whether ``max_new_tokens`` ended it.
+            prompt: the rendered prompt, where a chat template may have begun the thinking.
+        """
+        if not self.reasons:
+            return Final(reply, True)
+        parts = re.split(re.escape(self.marker), reply, flags=re.IGNORECASE)
+        last = parts[-1].strip().removeprefix("**").strip()
+        if len(parts) > 1:
+            return Final(last, bool(last) or not cut)
+        if self.thinks:
+            opening = self.marker.replace("/", "")
+            thought = opening in reply or prompt.rstrip().endswith(opening)
+            return Final("", False) if thought else Final(reply, True)
+        if cut:
+            return Final("", False)
+        return Final(last.rpartition("\n")[2], True)
