@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swaa.tasks.base import CountTokens, Example, Task
 from swaa.tasks.counting import CommonWords, FrequentWords
+from swaa.tasks.documents import DocumentQA
 from swaa.tasks.needle import NeedleMultikey, NeedleMultiquery, NeedleMultivalue, NeedleSingle
 from swaa.tasks.registry import get_task, register_task, task_from_dict, task_names, task_to_dict
 from swaa.tasks.tracking import VariableTracking
@@ -11,6 +12,7 @@ from swaa.tasks.tracking import VariableTracking
 __all__ = [
     "CommonWords",
     "CountTokens",
+    "DocumentQA",
     "Example",
     "FrequentWords",
     "NeedleMultikey",

@@ -116,6 +116,27 @@ class Task(ABC):
         return build(cls, parameters, cls.name)
 
 
+@dataclass(frozen=True)
+class GradedTask(Task):
+    """A task that lets its user choose the grader.
+
+    Attributes:
+        grader: what grades generated answers: a grader, its name, or a mapping of its name and parameters.
+    """
+
+    grader: Grader = field(default=parse_grader("recall"), kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grader", parse_grader(self.grader))
+
+    @property
+    def fingerprint(self) -> str:
+        """As of :class:`Task`; whoever grades them, examples are the same."""
+        parameters = self.to_dict()
+        del parameters["grader"]
+        return digest_of(parameters)
+
+
 def digest_of(values: Mapping[str, object]) -> str:
     """Eight hexadecimal digits that stand for JSON-able ``values``, whatever their order."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)

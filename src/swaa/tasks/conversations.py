@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from swaa.errors import UserError, unknown
 from swaa.reading import check_choice, check_text
 from swaa.tasks.base import Example
+from swaa.tasks.datafile import read_rows
+from swaa.tasks.fields import as_text, refused, short
 
 ROLES = ("system", "user", "assistant")
 FORMS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "answer"), ("context", "question", "answer"))
 """The fields that a line says its turns with; one of these sets."""
+FILES = (".jsonl", ".parquet")
 OPTIONAL = ("answer_prefix", "id", "metadata")
 
 _FORMS_IN_WORDS = "either 'messages', or 'prompt' and 'answer', or 'context', 'question' and 'answer'"
@@ -64,12 +67,12 @@ class Conversation:
                 raise UserError(f"turn {place} of {len(self.turns)} ({turn.role}): {what}. {mend}")
         reply = self.turns[-1].content
         if not reply.startswith(self.answer_prefix):
-            accepted = f"the beginning of the last reply {_short(reply)}"
+            accepted = f"the beginning of the last reply {short(reply)}"
             mend = "Copy it from there, or leave it out."
-            raise _refused("answer_prefix", accepted, self.answer_prefix, mend)
+            raise refused("answer_prefix", accepted, self.answer_prefix, mend)
         if not self.answer.strip():
             mend = "Shorten the prefix: what follows it is trained on."
-            raise UserError(f"answer_prefix: empty answer: the prefix is the whole reply {_short(reply)}. {mend}")
+            raise UserError(f"answer_prefix: empty answer: the prefix is the whole reply {short(reply)}. {mend}")
 
     @property
     def answer(self) -> str:
@@ -94,22 +97,22 @@ class Conversation:
         """
         given = {name: value for name, value in values.items() if value is not None}
         form = _form_of(given)
-        prefix = _text("answer_prefix", given.get("answer_prefix", ""))
+        prefix = as_text("answer_prefix", given.get("answer_prefix", ""))
         if form == FORMS[0]:
             turns = tuple(_turns(given["messages"]))
         else:
-            texts = [_text(name, given[name]) for name in form]
+            texts = [as_text(name, given[name]) for name in form]
             asked, answer = "\n\n".join(texts[:-1]), texts[-1]
             if not answer.strip():
                 raise UserError("answer: empty answer. Write what the assistant shall learn to say.")
             turns = (Turn("user", asked), Turn("assistant", prefix + answer))
         metadata = given.get("metadata", {})
         if not isinstance(metadata, Mapping):
-            raise _refused("metadata", "an object", metadata, 'Write it as {"key": value}.')
+            raise refused("metadata", "an object", metadata, 'Write it as {"key": value}.')
         name = given.get("id", default_id)
         if isinstance(name, int) and not isinstance(name, bool):  # as many data sets number their lines
             name = str(name)
-        return cls(_text("id", name), turns, prefix, metadata)
+        return cls(as_text("id", name), turns, prefix, metadata)
 
     def to_json(self) -> str:
         """One line of JSON without the line's end; :func:`read_conversations` reads it."""
@@ -134,65 +137,24 @@ def read_conversations(path: Path | str) -> list[Conversation]:
             is no conversation; the line is named.
     """
     path = Path(path)
-    readers: Mapping[str, Callable[[Path], Iterator[tuple[int, object]]]] = {".jsonl": _lines, ".parquet": _rows}
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file. Check the path; it is taken from the folder you work in.")
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: {unknown('kind of file', path.suffix, readers)}")
     found: list[Conversation] = []
     places: dict[str, int] = {}
-    for number, values in readers[path.suffix.lower()](path):
+    for row in read_rows(path, FILES):
+        number, values = row.number, row.values
         try:
             if not isinstance(values, Mapping):
-                raise _refused("this line", "an object", values, 'Write {"prompt": ..., "answer": ...}.')
+                raise refused("this line", "an object", values, 'Write {"prompt": ..., "answer": ...}.')
             conversation = Conversation.from_mapping(values, default_id=f"{path.stem}-{number}")
             if conversation.id in places:
                 mend = "Rename one of the two, or remove it."
                 raise UserError(f"id: {conversation.id!r} is already the id of line {places[conversation.id]}. {mend}")
         except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from error
+            raise UserError(f"{row.place}: {error}") from error
         places[conversation.id] = number
         found.append(conversation)
     if not found:
         raise UserError(f"{path}: no conversations. Write one a line: {_FORMS_IN_WORDS}.")
     return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, object]]:
-    """(number from 1, value) of every line that is not blank."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that some editors begin a UTF-8 file with
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8")
-            if text.strip():
-                yield number, json.loads(text)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 ({error}). Save the file as UTF-8.") from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            mend = "Write one JSON object a line."
-            raise UserError(f"{path}:{number}: not JSON ({error}): {_short(line.decode())}. {mend}") from error
-
-
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """(number from 1, values) of every row of a Parquet file. Metadata may be text that holds a JSON object."""
-    try:
-        # it has no types, and need not be installed
-        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        mend = "Install it: pip install 'swaa[parquet]'; or give the data as .jsonl."
-        raise UserError(f"{path}: reading Parquet takes pyarrow, which is not installed. {mend}") from error
-    try:
-        rows = parquet.read_table(path, partitioning=None).to_pylist()
-    except (ArrowException, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: not a Parquet file that can be read ({reason}). Write it anew.") from error
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row.get("metadata"), str):
-            try:
-                row["metadata"] = json.loads(row["metadata"])
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: metadata: not a JSON object ({error}). Mend or drop it.") from error
-        yield number, row
 
 
 def _form_of(given: Mapping[str, object]) -> tuple[str, ...]:
@@ -214,12 +176,12 @@ def _form_of(given: Mapping[str, object]) -> tuple[str, ...]:
 def _turns(messages: object) -> Iterator[Turn]:
     if not isinstance(messages, list | tuple) or not messages:
         mend = "Write one object a turn, in order."
-        raise _refused("messages", "a list of {role, content}", messages, mend)
+        raise refused("messages", "a list of {role, content}", messages, mend)
     for index, message in enumerate(messages):
         place = f"messages[{index}]"
         if not isinstance(message, Mapping):
             mend = 'Write {"role": "user", "content": "..."}.'
-            raise _refused(place, "an object {role, content}", message, mend)
+            raise refused(place, "an object {role, content}", message, mend)
         for name, value in message.items():
             if name not in ("role", "content") and value is not None:
                 raise UserError(f"{place}: {unknown('field', name, ('role', 'content'))}")
@@ -227,18 +189,7 @@ def _turns(messages: object) -> Iterator[Turn]:
             if name not in message:
                 raise UserError(f"{place}.{name}: this field is missing. Add it.")
         role = check_choice(f"{place}.role", message["role"], ROLES)
-        yield Turn(role, _text(f"{place}.content", message["content"]))
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _refused(name, "a string", value, "Write it as text, in quotes.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        mend = "Remove the half of a surrogate pair."
-        raise UserError(f"{name}: expected text that UTF-8 can hold ({error.reason}). {mend}") from error
-    return value
+        yield Turn(role, as_text(f"{place}.content", message["content"]))
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
@@ -254,14 +205,3 @@ def _check_order(turns: Sequence[Turn]) -> None:
     if not turns or turns[-1].role != "assistant":
         last = f"the {turns[-1].role}'s" if turns else "no turn"
         raise UserError(f"the last turn: expected the assistant's, got {last}. {_PAIRS}")
-
-
-def _refused(name: str, accepted: str, value: object, mend: str) -> UserError:
-    """As :func:`swaa.errors.invalid`, for a value that may be as long as a book."""
-    return UserError(f"{name}: expected {accepted}, got {_short(value)}. {mend}")
-
-
-def _short(value: object) -> str:
-    """The beginning of a value that may be very long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
