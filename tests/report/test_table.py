@@ -60,7 +60,7 @@ def test_markdown_holds_every_cell_and_says_what_it_means() -> None:
     text = to_markdown(summarise(RECORDS))
     assert "### needle, 900 tokens" in text
     assert "### needle, 1800 tokens" in text
-    assert r"| a\|b | 4 | 75 [30,95] | 88 | 0 [0,49] | 3.50 | 0.50 | 42 | 25 | 100 |" in text
+    assert r"| a\|b | 4 | 75 [30,95] | 88 [50,100] | 0 [0,49] | 3.50 | 0.50 | 42 | 25 | 100 |" in text
     assert NOTE in text
     widths = {line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from swaa.report.records import Key, Record, read_records
-from swaa.report.stats import Proportion, wilson
-from swaa.report.table import NOTE, Row, summarise, to_csv, to_markdown, to_rich
+from swaa.report.rows import Row, summarise
+from swaa.report.runs import Run, find_baseline, read_run
+from swaa.report.stats import Estimate, Proportion, wilson
+from swaa.report.table import NOTE, note, to_csv, to_markdown, to_rich
 
 __all__ = [
     "NOTE",
+    "Estimate",
     "Key",
     "Proportion",
     "Record",
     "Row",
+    "Run",
+    "find_baseline",
+    "note",
     "read_records",
+    "read_run",
     "summarise",
     "to_csv",
     "to_markdown",

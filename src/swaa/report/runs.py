@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swaa.errors import UserError, invalid
+from swaa.errors import UserError, invalid, unknown
 from swaa.report.jsonfiles import read_json, read_lines, to_value
 from swaa.report.records import Record, read_records
 
@@ -92,7 +92,9 @@ class Dropped:
         length_limit: longest prompt that was kept, in tokens.
         offered: examples that the task offered.
         kept: examples that were run.
-        too_long: the others.
+        too_long: those that are longer.
+        full: those that fit and were not needed.
+        left_out: what the task itself leaves out of its file, by reason.
     """
 
     task: str
@@ -100,6 +102,8 @@ class Dropped:
     offered: int
     kept: int
     too_long: tuple[TooLong, ...] = ()
+    full: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Hardware:
 
     processor: str | None = None
     cores: int | None = None
+    threads: int | None = None
     gpu: str | None = None
     memory_bytes: int | None = None
 
@@ -130,6 +135,7 @@ class RunInfo:
     Attributes:
         status: ``finished``, or ``running``, which an interrupted run stays.
         seed: of the examples.
+        num_generations: answers to each example.
         asked: records that a complete run has.
         dropped: what length filters left out, one item a task that lost an example or could have.
     """
@@ -145,6 +151,7 @@ class RunInfo:
     asked: int
     dropped: tuple[Dropped, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
+    num_generations: int = 1
     format: int = FORMAT
 
 
@@ -245,6 +252,23 @@ def read_run(folder: Path) -> Run:
     info = _read_info(folder / RUN)
     records = _asked_for(info, read_records(folder / RECORDS))
     return Run(folder, info, tuple(records), tuple(read_lines(Stretch, folder / PERPLEXITY)))
+
+
+def find_baseline(recipes: Sequence[RecipeInfo], name: str | None = None) -> RecipeInfo | None:
+    """The recipe that others are compared with: the one of this name, or the first that is the model as it is.
+
+    Returns:
+        None if no name is given and no recipe is full attention without fine-tuning.
+
+    Raises:
+        UserError: no recipe has this name.
+    """
+    if name is None:
+        return next((recipe for recipe in recipes if recipe.is_full_attention), None)
+    for recipe in recipes:
+        if recipe.name == name:
+            return recipe
+    raise unknown("recipe", name, {recipe.name for recipe in recipes})
 
 
 def _check_folder(folder: Path) -> None:
