@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 import swaa
 from hf.batches import padded, rows_of
+from hf.trained import trainable_state
 from hf.zoo import BY_TYPE
-from swaa.hf.lora import adapter_off, add_lora, load_trainable_state, merged, trainable_state
+from swaa.hf.lora import adapter_off, add_lora, load_trainable_state, merged
 
 POLICY = (swaa.SlidingWindow(4) | swaa.SinkTokens(1)).in_phase("prefill")
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -152,9 +153,9 @@ def test_the_seed_makes_the_adapter_and_leaves_the_generator_alone() -> None:
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize(("asked", "got"), [("float32", torch.float32), ("base", torch.bfloat16)])
-def test_the_adapter_of_a_half_precision_model(asked: str, got: torch.dtype) -> None:
-    model = add_lora(build().bfloat16(), adapter_dtype=asked)
+@pytest.mark.parametrize(("in_float32", "got"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_the_adapter_of_a_half_precision_model(in_float32: bool, got: torch.dtype) -> None:
+    model = add_lora(build().bfloat16(), in_float32=in_float32)
     assert {value.dtype for value in trainable_state(model).values()} == {got}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert logits(model).dtype == torch.bfloat16
@@ -217,7 +218,6 @@ def test_a_target_names_whole_words_and_all_linear_spares_the_head() -> None:
         ({"alpha": float("nan")}, "alpha: expected a number > 0, got nan"),
         ({"dropout": 1.0}, r"dropout: expected a number in \[0, 1\), got 1.0"),
         ({"dropout": "0.1"}, "dropout: expected a number in .* got '0.1'"),
-        ({"adapter_dtype": "bf16"}, "unknown adapter_dtype 'bf16'. .* Known: base, float32"),
     ],
 )
 def test_bad_options(option: dict[str, object], message: str) -> None:
@@ -276,22 +276,6 @@ def test_the_state_of_full_fine_tuning_holds_tied_weights_once(tmp_path: Path) -
     load_trainable_state(fresh, load_file(tmp_path / "state.safetensors"))
     assert fresh.get_output_embeddings().weight is fresh.get_input_embeddings().weight
     assert torch.equal(logits(fresh), logits(model))
-
-
-def test_the_state_is_a_contiguous_copy_of_its_own() -> None:
-    model = nn.Linear(4, 6)
-    whole = torch.arange(24.0)
-    model.weight = nn.Parameter(whole.view(4, 6).t())  # not contiguous, and it shares its storage with the bias
-    model.bias = nn.Parameter(whole[:6])
-    state = trainable_state(model)
-    expected = {name: value.tolist() for name, value in model.named_parameters()}
-    with torch.no_grad():
-        whole.zero_()
-    for name, value in state.items():
-        assert value.is_contiguous()
-        assert not value.requires_grad
-        assert value.tolist() == expected[name]
-    assert len({value.untyped_storage().data_ptr() for value in state.values()}) == 2
 
 
 @pytest.mark.parametrize(
@@ -441,9 +425,9 @@ def test_merging_under_a_policy_gives_a_model_under_that_policy() -> None:
         torch.testing.assert_close(plain(**inputs, use_cache=False, prompt_lengths=PROMPTS).logits, expected, **SAME)
 
 
-@pytest.mark.parametrize("adapter_dtype", ["float32", "base"])
-def test_a_half_precision_layer_is_merged_in_float32_and_rounded_once(adapter_dtype: str) -> None:
-    model = add_lora(build().bfloat16(), r=4, adapter_dtype=adapter_dtype, targets=["q_proj"], seed=1)
+@pytest.mark.parametrize("in_float32", [True, False])
+def test_a_half_precision_layer_is_merged_in_float32_and_rounded_once(in_float32: bool) -> None:
+    model = add_lora(build().bfloat16(), r=4, in_float32=in_float32, targets=["q_proj"], seed=1)
     state = trainable_state(model)
     generator = torch.Generator().manual_seed(2)
     load_trainable_state(model, {name: torch.randn(v.shape, generator=generator) * 0.1 for name, v in state.items()})
@@ -454,7 +438,7 @@ def test_a_half_precision_layer_is_merged_in_float32_and_rounded_once(adapter_dt
         down, up = both.lora_A["default"].weight.float(), both.lora_B["default"].weight.float()
         exact = both.base_layer.weight.float() + (up @ down) * (32 / math.sqrt(4))
         assert torch.equal(plain.model.layers[index].self_attn.q_proj.weight, exact.bfloat16())
-        assert both.lora_A["default"].weight.dtype == (torch.float32 if adapter_dtype == "float32" else torch.bfloat16)
+        assert both.lora_A["default"].weight.dtype == (torch.float32 if in_float32 else torch.bfloat16)
 
 
 def test_without_an_adapter_the_model_is_merged_already() -> None:

@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import swaa
 from hf.batches import padded, rows_of
+from hf.trained import trainable_state
 from hf.zoo import BY_TYPE, WORDS
 from swaa.errors import UserError
 from swaa.hf import publish as module
-from swaa.hf.lora import add_lora, load_trainable_state, trainable_state
+from swaa.hf.lora import add_lora, load_trainable_state
 from swaa.hf.mark import MARK
 from swaa.hf.publish import model_card, publish
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) through PEFT: put on, switched off for a while, saved, loaded and merged.
 
-PEFT is an optional extra, imported when an adapter is put on. Full fine-tuning uses this module, too:
-:func:`trainable_state` is whatever a model trains.
+PEFT is an optional extra, imported when an adapter is put on. Full fine-tuning uses this module, too: a trainable state
+is whatever a model trains, by its name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from swaa.errors import UserError, invalid, unknown
-from swaa.hf.sharding import whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 """The target that stands for every linear layer but the output head."""
 
-ADAPTER_DTYPES = ("float32", "base")
 _HALF = (torch.bfloat16, torch.float16)
 _INSTALL = "LoRA needs the library peft, which is not installed. Run: pip install 'swaa[peft]'"
 
@@ -42,7 +40,7 @@ def add_lora(
     dropout: float = 0.1,
     targets: Sequence[str] | str = ("q_proj", "k_proj", "v_proj"),
     seed: int | None = None,
-    adapter_dtype: str = "float32",
+    in_float32: bool = True,
 ) -> PeftModel:
     """A model with a LoRA adapter that computes what it did before, until it is trained: only the adapter is trainable.
 
@@ -58,15 +56,15 @@ def add_lora(
         targets: linear layers by the end of their name: ``"q_proj"``, ``"mlp.up_proj"``, or ``"all-linear"`` for all
             but the output head. Each of them has to match. Fused projections are named as such (``"query_key_value"``).
         seed: of the adapter's weights; None draws them from torch's global generator.
-        adapter_dtype: ``"float32"`` keeps the adapter of a half-precision model in float32, as stable training needs;
-            ``"base"`` gives it the dtype of the layer below, which halves its memory and that of its optimizer. FSDP2
-            takes both: it needs one dtype among the weights that are trained.
+        in_float32: keep the adapter of a half-precision model in float32, as stable training needs; else it has the
+            dtype of the layer below, which halves its memory and that of its optimizer. FSDP2 takes both: it needs one
+            dtype among the weights that are trained.
 
     Raises:
         UserError: PEFT is missing; a value is out of its range; the model has an adapter already; a target matches no
             linear layer, or one whose weight is tied to another layer's.
     """
-    _check_options(r, alpha, dropout, adapter_dtype)
+    _check_options(r, alpha, dropout)
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
@@ -93,22 +91,20 @@ def add_lora(
             generator.manual_seed(seed)
         with warnings.catch_warnings():  # PEFT 0.21 asks by a name that transformers 5.23 deprecates
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            wrapped = get_peft_model(model, config, autocast_adapter_dtype=adapter_dtype == "float32")
+            wrapped = get_peft_model(model, config, autocast_adapter_dtype=in_float32)
     finally:
         if seed is not None:
             generator.set_state(state)
     return wrapped.train(model.training)  # new layers would drop out in a model that is in eval mode
 
 
-def _check_options(r: int, alpha: float, dropout: float, adapter_dtype: str) -> None:
+def _check_options(r: int, alpha: float, dropout: float) -> None:
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise invalid("r", accepted="an int >= 1", got=r, mend="Set it to 16, say.")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
         raise invalid("alpha", accepted="a number > 0", got=alpha, mend="Set it to twice the rank, say.")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise invalid("dropout", accepted="a number in [0, 1)", got=dropout, mend="Set it to 0.1, say.")
-    if adapter_dtype not in ADAPTER_DTYPES:
-        raise unknown("adapter_dtype", adapter_dtype, ADAPTER_DTYPES)
 
 
 def _target_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
@@ -149,20 +145,8 @@ def _tied_layers(model: nn.Module) -> dict[str, str]:
 # --- what is trained ---
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU of every parameter that is trained, by its name in ``model``; a tied one once.
-
-    The tensors share no memory, with each other or with the model, so safetensors takes them, and training on does not
-    change them. Sharded parameters (FSDP2) come whole: then every rank has to call this.
-    """
-    return {
-        name: whole(parameter).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, parameter in _trained(model).items()
-    }
-
-
 def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`trainable_state` gave, into a model that trains the same parameters.
+    """Put back the parameters that were trained, by their names, into a model that trains the same ones.
 
     Values are cast to the model's dtypes, and sharded where the model is. Nothing is changed if it does not fit.
 

@@ -49,7 +49,7 @@ def prepare_model(config: FineTuning, *, device: str) -> Prepared:
             dropout=lora.dropout,
             targets=lora.targets,
             seed=config.seed,
-            adapter_dtype=lora.dtype,
+            in_float32=lora.dtype == "float32",
         )
     if config.trainer.gradient_checkpointing:
         # reentrant checkpointing needs inputs with gradients, which frozen embeddings do not give
