@@ -89,6 +89,7 @@ def merge(args: argparse.Namespace) -> int:
     import dataclasses
 
     from swaa.config import load_finetuning
+    from swaa.engine.tuning.checkpoint import named
     from swaa.engine.tuning.folder import CONFIG
     from swaa.engine.tuning.run import chosen_checkpoint, publish_checkpoint
     from swaa.errors import UserError
@@ -97,9 +98,10 @@ def merge(args: argparse.Namespace) -> int:
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: expected the folder of a fine-tuning, and it has no {CONFIG}. Check the path.")
     config = dataclasses.replace(load_finetuning(run / CONFIG), output=run)
-    checkpoint = chosen_checkpoint(config) if args.checkpoint is None else run / "checkpoints" / args.checkpoint
-    if not checkpoint.is_dir():
-        there = ", ".join(sorted(path.name for path in checkpoint.parent.glob("[!.]*"))) or "none"
+    checkpoints = run / "checkpoints"
+    checkpoint = chosen_checkpoint(config) if args.checkpoint is None else named(checkpoints, args.checkpoint)
+    if checkpoint is None:
+        there = ", ".join(sorted(path.name for path in checkpoints.glob("[!.]*"))) or "none"
         raise UserError(f"--checkpoint: there is no {args.checkpoint!r} in {run}. There are: {there}.")
     folder = Path(args.output)
     if folder.is_dir() and any(folder.iterdir()):

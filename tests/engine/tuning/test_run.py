@@ -372,6 +372,9 @@ def test_merging_a_checkpoint_of_an_unfinished_training(
         assert main(["merge", *argv, "-o", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    shutil.copytree(checkpoint, checkpoint.with_name(".best.former"))  # killed between the old best and the new one
+    assert main(["merge", str(folder), "--checkpoint", "best", "-o", str(tmp_path / "best")]) == 0
+    assert published_from(tmp_path / "best", checkpoint)
 
 
 # ---------------------------------------------------------------------------------------------------- text's figures

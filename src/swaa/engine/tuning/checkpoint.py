@@ -146,7 +146,12 @@ def latest(folder: Path) -> Path | None:
 
 def best(folder: Path) -> Path | None:
     """The checkpoint with the best validation loss, or None."""
-    path = folder / "best"
+    return named(folder, "best")
+
+
+def named(folder: Path, name: str) -> Path | None:
+    """The checkpoint of this name, or None; the one that it was to replace, if a kill came between the two."""
+    path = folder / name
     return next((one for one in (path, _former(path)) if one.is_dir()), None)
 
 
