@@ -185,6 +185,8 @@ class Machine:
     first_width: int = 0
     """Slots of the first forward pass."""
     declared: bool = field(init=False)
+    compared: int = 0
+    """Forward passes whose logits were compared."""
     done: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -298,6 +300,7 @@ class Machine:
             new = int(real[row].sum())
             if new:
                 torch.testing.assert_close(logits[row, real[row]], self.anew(sample)[-new:], **CLOSE)
+        self.compared += 1
 
     def pass_through(self, kept: Cache, tokens: Tensor, real: Tensor) -> Tensor:
         before = torch.tensor([[token is not None for token in sample.slots] for sample in self.samples])
@@ -351,14 +354,16 @@ BY_HAND = [
 @pytest.mark.parametrize("scenario", BY_HAND, ids=range(len(BY_HAND)))
 @pytest.mark.parametrize("composition", HAND, ids=str)
 def test_some_sequences(composition: Composition, scenario: Scenario) -> None:
-    run(scenario, composition.policy)
+    assert run(scenario, composition.policy).compared == 1 + len(scenario.operations)
 
 
 @pytest.mark.slow
 @SHARE
 @given(scenario=scenarios(), composition=st.sampled_from(HAND))
 def test_sequences_under_the_compositions(scenario: Scenario, composition: Composition) -> None:
-    tell(run(scenario, composition.policy))
+    machine = run(scenario, composition.policy)
+    assert machine.compared == 1 + len(scenario.operations), "every operation is followed by a forward pass"
+    tell(machine)
 
 
 @pytest.mark.slow

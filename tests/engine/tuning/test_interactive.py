@@ -30,8 +30,13 @@ def test_several_devices_are_refused_in_a_notebook(
 
 def test_one_device_is_not(write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "ps1", "In [1]: ", raising=False)
-    refuse_several_devices(load_finetuning(write_config()))
+    config = load_finetuning(write_config(), ["train.max_steps=1"])
+    outcome = run_finetuning(config, console=Console(quiet=True))
+    assert outcome is not None
+    assert [row["step"] for row in outcome.metrics] == [1]
 
 
 def test_nor_are_several_on_the_command_line(write_config: Write) -> None:
-    refuse_several_devices(load_finetuning(write_config(), ["trainer.devices=2"]))
+    config = load_finetuning(write_config(), ["trainer.devices=2"])
+    assert not hasattr(sys, "ps1")
+    refuse_several_devices(config)  # raises nothing; tests/engine/tuning/test_scale.py trains on two
