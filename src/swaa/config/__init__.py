@@ -6,7 +6,7 @@ line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with 
 """
 
 from swaa.config.benchmark import BASELINES, Baseline, Benchmark, BenchmarkModel
-from swaa.config.common import DEVICES, DTYPES, KERNELS, ModelConfig
+from swaa.config.common import DEVICES, DTYPES, KERNELS, ModelConfig, Prompts
 from swaa.config.distill import FORMATS, KEEPS, Distillation
 from swaa.config.experiment import SCORINGS, Experiment
 from swaa.config.finetune import FineTuning
@@ -49,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "Objective",
     "Optimization",
+    "Prompts",
     "TrainerConfig",
     "Training",
     "Validation",

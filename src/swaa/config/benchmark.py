@@ -14,8 +14,8 @@ from swaa.config.common import (
     DTYPES,
     KERNELS,
     check_distinct_recipes,
-    load_plugins,
     parse_each,
+    read_fields,
 )
 from swaa.config.files import to_yaml
 from swaa.errors import invalid
@@ -184,10 +184,7 @@ class Benchmark:
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
         """
-        mapping = dict(check_mapping("benchmark", values))
-        check_keys(mapping, [item.name for item in dataclasses.fields(cls)], "")
-        mapping.setdefault("output", str(output))
-        mapping["plugins"] = load_plugins(mapping.get("plugins", ()))
+        mapping = read_fields("benchmark", values, [item.name for item in dataclasses.fields(cls)], output=output)
         mapping["model"] = build(BenchmarkModel, mapping.get("model", {}), "model")
         parse_each(mapping, "recipes", _parse_row)
         parse_each(mapping, "baselines", _parse_baseline)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from swaa.errors import UserError, invalid
 from swaa.policies import load_plugin
-from swaa.reading import check_choice, check_items, check_mapping, check_text, check_whole, within
+from swaa.reading import check_choice, check_items, check_keys, check_mapping, check_text, check_whole, within
 from swaa.recipe import Recipe
 from swaa.tasks import Task, task_from_dict
 
@@ -44,6 +44,23 @@ class ModelConfig:
         check_choice("ModelConfig.dtype", self.dtype, DTYPES)
         check_choice("ModelConfig.device", self.device, DEVICES)
         check_choice("ModelConfig.kernel", self.kernel, KERNELS)
+
+
+def read_fields(kind: str, values: object, known: Collection[str], *, output: Path | str) -> dict[str, object]:
+    """The fields of a file, all of them among the ``known`` ones, with its plugins loaded and its output folder named.
+
+    Args:
+        kind: what the file describes: ``experiment``.
+        output: the folder where the file names none.
+
+    Raises:
+        UserError: the values are no mapping, hold an unknown field, or name a plugin that cannot be loaded.
+    """
+    fields = dict(check_mapping(kind, values))
+    check_keys(fields, known, "")
+    fields.setdefault("output", str(output))
+    fields["plugins"] = load_plugins(fields.get("plugins", ()))
+    return fields
 
 
 def load_plugins(value: object) -> tuple[str, ...]:

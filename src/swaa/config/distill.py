@@ -6,11 +6,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swaa.config.common import ModelConfig, check_prompts, load_plugins, parse_each, parse_task
+from swaa.config.common import ModelConfig, check_prompts, parse_each, parse_task, read_fields
 from swaa.config.files import to_yaml
 from swaa.errors import invalid
 from swaa.policies import FullAttention
-from swaa.reading import build, check_choice, check_items, check_keys, check_mapping, check_whole
+from swaa.reading import build, check_choice, check_items, check_mapping, check_whole
 from swaa.recipe import Decoding, Recipe
 from swaa.tasks import Task, task_to_dict
 
@@ -130,11 +130,8 @@ class Distillation:
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
         """
-        mapping = dict(check_mapping("distillation", values))
         fields = [item.name for item in dataclasses.fields(cls) if item.name != "recipe"]
-        check_keys(mapping, [*fields, *_IN_RECIPE], "")
-        mapping.setdefault("output", str(output))
-        mapping["plugins"] = load_plugins(mapping.get("plugins", ()))
+        mapping = read_fields("distillation", values, [*fields, *_IN_RECIPE], output=output)
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
         mapping["recipe"] = _parse_recipe({name: mapping.pop(name) for name in _IN_RECIPE if name in mapping})
         parse_each(mapping, "tasks", parse_task)

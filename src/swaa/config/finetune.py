@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swaa.config.common import ModelConfig, load_plugins
+from swaa.config.common import ModelConfig, read_fields
 from swaa.config.experiment import Experiment
 from swaa.config.files import to_yaml
 from swaa.config.finetune_parts import (
@@ -23,7 +23,7 @@ from swaa.config.finetune_parts import (
 )
 from swaa.errors import UserError
 from swaa.policies import AttentionPolicy, FullAttention, parse_policy
-from swaa.reading import build, check_keys, check_mapping, check_text, check_whole, within
+from swaa.reading import build, check_text, check_whole, within
 from swaa.recipe import Recipe
 
 
@@ -151,10 +151,7 @@ class FineTuning:
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
         """
-        mapping = dict(check_mapping("fine-tuning", values))
-        check_keys(mapping, [item.name for item in dataclasses.fields(cls)], "")
-        mapping.setdefault("output", str(output))
-        mapping["plugins"] = load_plugins(mapping.get("plugins", ()))
+        mapping = read_fields("fine-tuning", values, [item.name for item in dataclasses.fields(cls)], output=output)
         for name, kind in {"train": Training, "validation": Validation, "evaluation": Evaluation}.items():
             if mapping.get(name) is not None:
                 mapping[name] = build_source(kind, mapping[name], name)

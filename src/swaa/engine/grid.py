@@ -9,33 +9,22 @@ from typing import Any, Protocol
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from swaa.config import ModelConfig
+from swaa.config import ModelConfig, Prompts
 from swaa.engine.batch import Batch, Sample, collate
 from swaa.hf import model_shape
 from swaa.policies import bind
 from swaa.reading import within
 from swaa.recipe import Recipe
 from swaa.report import Key
-from swaa.tasks import Task
 
 
-class Grid(Protocol):
+class Grid(Prompts, Protocol):
     """What is asked for: every example of tasks x lengths, under every recipe. An experiment, a distillation."""
 
     @property
     def model(self) -> ModelConfig: ...
     @property
     def recipes(self) -> tuple[Recipe, ...]: ...
-    @property
-    def tasks(self) -> tuple[Task, ...]: ...
-    @property
-    def lengths(self) -> tuple[int, ...]: ...
-    @property
-    def num_examples(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,25 @@ from rich.progress import (
 from swaa.engine.batch import Batch
 
 
+def make_progress(console: Console) -> Progress:
+    """A bar with the time it took and the time that is left; none where the console is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def print_line(console: Console, line: str) -> None:
+    """A line of a log: not broken, not coloured, and its brackets are no markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 class GridProgress(Callback):
     """Counts samples of the grid; those of a former run count as done.
 
@@ -28,16 +47,7 @@ class GridProgress(Callback):
     """
 
     def __init__(self, *, total: int, done: int, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = make_progress(console)
         self._recipe = ""
         self._bar = self._progress.add_task("samples", total=total, completed=done)
 
@@ -59,7 +69,7 @@ class GridProgress(Callback):
         if not self._progress.console.is_terminal:
             bar = self._progress.tasks[self._bar]
             line = f"{bar.completed:.0f} of {bar.total:.0f} samples done; now: {self._recipe}"
-            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_line(self._progress.console, line)
 
     def on_predict_batch_end(
         self,

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from swaa.engine.progress import make_progress, print_line
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -22,16 +23,7 @@ class TuningProgress(Callback):
     """
 
     def __init__(self, console: Console, *, num_steps: int, done: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = make_progress(console)
         self._console = console
         self._num_steps = num_steps
         self._bar = self._progress.add_task("step", total=num_steps, completed=done)
@@ -52,7 +44,7 @@ class TuningProgress(Callback):
         if not self._console.is_terminal and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
             speed = float(figures["train/tokens_per_second"])
-            self._say(f"step {step} of {self._num_steps}: {said}, {speed:.0f} tokens/s")
+            print_line(self._progress.console, f"step {step} of {self._num_steps}: {said}, {speed:.0f} tokens/s")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -61,13 +53,13 @@ class TuningProgress(Callback):
                 for name, value in trainer.callback_metrics.items()
                 if name.startswith("validation/")
             }
-            self._say(f"after step {trainer.global_step}: " + ", ".join(f"{k} {v:.4f}" for k, v in seen.items()))
+            print_line(
+                self._progress.console,
+                f"after step {trainer.global_step}: " + ", ".join(f"{k} {v:.4f}" for k, v in seen.items()),
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._progress.stop()
-
-    def _say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
