@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -95,8 +94,10 @@ def sign_flip_p(differences: Sequence[float], *, flips: int = FLIPS, seed: int =
 
 def mcnemar_p(gained: int, changed: int) -> float:
     """The exact two-sided p value of ``gained`` of ``changed`` examples having got better (McNemar 1947)."""
-    fewer = min(gained, changed - gained)
-    tail = sum(math.comb(changed, count) for count in range(fewer + 1))
+    tail = ways = 1  # of 0 in ``changed``
+    for count in range(min(gained, changed - gained)):
+        ways = ways * (changed - count) // (count + 1)
+        tail += ways
     return min(1.0, 2 * tail / (1 << changed))
 
 

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swaa.report.paired import ENUMERATED, compare_paired, holm, mcnemar_p, paired_interval, sign_flip_p
+
+FEW = settings(max_examples=max(1, settings.default.max_examples // 20))
+
+
+def sign_flips(differences: list[float]) -> float:
+    """The p value by all assignments of signs, in exact numbers: differences are whole here."""
+    observed = abs(sum(differences))
+    sums = [
+        abs(sum(sign * difference for sign, difference in zip(signs, differences, strict=True)))
+        for signs in itertools.product([-1, 1], repeat=len(differences))
+    ]
+    return sum(one >= observed for one in sums) / len(sums)
+
+
+@FEW
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=9))
+def test_the_permutation_test_is_that_of_all_signs(differences: list[int]) -> None:
+    """Divided by 7, so that equal sums are not equal in rounded numbers."""
+    assert sign_flip_p([one / 7 for one in differences]) == pytest.approx(sign_flips([float(d) for d in differences]))
+
+
+@pytest.mark.parametrize("changed", range(13))
+def test_mcnemar_is_the_binomial_test_and_the_sign_flips(changed: int) -> None:
+    for gained in range(changed + 1):
+        chances = [math.comb(changed, count) / 2**changed for count in range(changed + 1)]
+        as_far = sum(c for count, c in enumerate(chances) if abs(count - changed / 2) >= abs(gained - changed / 2))
+        assert mcnemar_p(gained, changed) == pytest.approx(as_far)
+        differences = [1.0] * gained + [-1.0] * (changed - gained) + [0.0] * 5
+        assert sign_flip_p(differences) == pytest.approx(as_far)
+        if 1 <= changed <= 10:
+            assert sign_flips(differences[:changed]) == pytest.approx(as_far)
+
+
+def test_mcnemar_of_very_many_is_no_overflow() -> None:
+    assert mcnemar_p(1500, 3000) == 1.0
+    assert 0 < mcnemar_p(1400, 3000) < 0.001
+    assert mcnemar_p(0, 3000) == 0.0, "smaller than any float"
+
+
+def test_monte_carlo_agrees_with_enumeration_and_counts_the_observed() -> None:
+    rng = random.Random(3)
+    differences = [rng.uniform(-1, 2) for _ in range(ENUMERATED)]
+    exact = sign_flip_p(differences)
+    padded = sign_flip_p([*differences, 1e-12])  # one more than is enumerated, which does not change the sums
+    assert 0.01 < exact < 0.9
+    assert padded == pytest.approx(exact, abs=0.02)
+    assert padded == sign_flip_p([*differences, 1e-12]), "the draws have a seed"
+    certain = [1 + rng.random() for _ in range(60)]
+    assert sign_flip_p(certain, flips=99) == 0.01, "never 0"
+
+
+def test_monte_carlo_keeps_its_level() -> None:
+    """Where nothing but chance sets the signs, p <= 0.05 comes about 5 % of the time."""
+    rng, rejected = random.Random(0), 0
+    for _ in range(400):
+        rejected += sign_flip_p([rng.gauss(0, 1) for _ in range(20)], flips=199) <= 0.05
+    assert 0.025 <= rejected / 400 <= 0.08
+
+
+def test_no_difference_is_no_evidence() -> None:
+    assert sign_flip_p([0.0] * 8) == 1.0
+    assert sign_flip_p([]) == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 5, 24, 100])
+def test_where_all_pairs_are_alike_the_interval_is_tangos(n: int) -> None:
+    """With no pair that differs, an end d solves |0 - d| = z sqrt(d (1 - d) / n) by Tango's score statistic."""
+    same = paired_interval([0.0] * n)
+    assert same.low is not None
+    assert same.high is not None
+    assert same.low == -same.high
+    assert same.high == pytest.approx(1.959963984540054 * math.sqrt(same.high * (1 - same.high) / n))
+    won, lost = paired_interval([1.0] * n), paired_interval([-1.0] * n)
+    assert (won.low, won.high) == (pytest.approx(1 - same.high), 1.0)
+    assert (lost.low, lost.high) == (-1.0, pytest.approx(same.high - 1))
+
+
+def test_pairs_are_the_examples_that_both_have() -> None:
+    recipe = {"a": [1.0, 0.0], "b": [1.0], "c": [0.0], "d": [1.0]}
+    baseline = {"c": [1.0], "b": [1.0], "a": [0.0], "e": [0.0]}
+    found = compare_paired(recipe, baseline)
+    assert found is not None
+    assert found.difference.value == pytest.approx((0.5 + 0 - 1) / 3)
+    assert (found.difference.n, found.unpaired) == (3, 2)
+    assert found.p == sign_flips([1.0, 0.0, -2.0])
+    assert compare_paired({"a": [1.0]}, {"b": [1.0]}) is None
+
+
+def test_the_paired_interval_covers_the_truth() -> None:
+    rng, held = random.Random(7), 0
+    for _ in range(300):
+        pairs = [(rng.random(), rng.random()) for _ in range(60)]  # both right: 0.4; only ours: 0.2; only theirs: 0.1
+        differences = [1.0 if a < 0.2 else -1.0 if a < 0.3 else 0.0 for a, _ in pairs]
+        interval = paired_interval(differences)
+        assert interval.low is not None
+        assert interval.high is not None
+        held += interval.low <= 0.1 <= interval.high
+    assert 0.92 <= held / 300 <= 0.985
+
+
+def holm_by_hand(ps: list[float]) -> list[float]:
+    """An adjusted p is the largest of (m - rank) p over all that are as small or smaller: by definition, in loops."""
+    ranked = sorted(ps)
+    return [min(1.0, max((len(ps) - rank) * other for rank, other in enumerate(ranked) if other <= p)) for p in ps]
+
+
+@FEW
+@given(st.lists(st.sampled_from([0.0001, 0.004, 0.01, 0.0125, 0.03, 0.2, 0.7, 1.0]), max_size=8))
+def test_holm_is_the_definition(ps: list[float]) -> None:
+    assert holm(ps) == pytest.approx(holm_by_hand(ps))
+
+
+def test_holm_on_a_published_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
