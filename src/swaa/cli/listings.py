@@ -50,7 +50,7 @@ def list_tasks() -> list[tuple[str, ...]]:
     from swaa.tasks import get_task, task_names
 
     def parameters(task: type) -> str:
-        return ", ".join(f"{field.name}: {json.dumps(field.default)}" for field in dataclasses.fields(task))
+        return ", ".join(f"{field.name}: {_default(field)}" for field in dataclasses.fields(task))
 
     return [(name, f"{_summary(get_task(name))}\n{parameters(get_task(name))}") for name in task_names()]
 
@@ -75,6 +75,13 @@ def fetch(args: argparse.Namespace) -> int:
 
     print(fetch(args.name))
     return 0
+
+
+def _default(field: dataclasses.Field[object]) -> str:
+    """A parameter's default as YAML has it; a grader by its name alone."""
+    if field.default is dataclasses.MISSING:
+        return "(needed)"
+    return str(getattr(field.default, "name", None) or json.dumps(field.default))
 
 
 def _summary(documented: object) -> str:

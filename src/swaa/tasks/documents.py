@@ -1,7 +1,7 @@
 """Questions about documents: the ones that hold the answer stand among others that do not.
 
 Structure after RULER's question answering (Hsieh et al., arXiv 2404.06654), wording our own. The documents are a
-user's, or, where no file is given, short ones about people who never lived, so that no model knows the answer beforehand.
+user's, or, where no file is given, short ones about people who never lived, so that no model knows the answer.
 """
 
 from __future__ import annotations

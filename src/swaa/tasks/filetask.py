@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-from swaa.errors import UserError
+from swaa.errors import UserError, invalid
 from swaa.graders import Grader
-from swaa.reading import check_text, within
+from swaa.reading import check_choice, check_text, within
 from swaa.tasks.base import CountTokens, Example, GradedTask, digest_of
 from swaa.tasks.datafile import DataFile, open_data
 from swaa.tasks.draws import Draws
@@ -88,7 +89,8 @@ class FileTask(GradedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "path", check_text(f"{type(self).__name__}.path", str(self.path or "")))
+        path = str(self.path) if isinstance(self.path, Path) else self.path
+        object.__setattr__(self, "path", check_text(f"{type(self).__name__}.path", path))
 
     @abstractmethod
     def entries(self, values: Mapping[str, object], number: int) -> Iterator[Entry | LeftOut]:
@@ -162,6 +164,20 @@ class FileTask(GradedTask):
                     yield entry if isinstance(entry, LeftOut) else Entry(entry.id, entry.write, row.place)
 
 
+def check_names(field: str, value: object, options: Collection[str] | None = None) -> tuple[str, ...]:
+    """A list of names, none twice and perhaps none at all; each of ``options``, where these are known."""
+    if not isinstance(value, list | tuple):
+        raise invalid(field, accepted="a list of names", got=value, mend="Write it as [...].")
+    for place, name in enumerate(value):
+        if options is None:
+            check_text(f"{field}[{place}]", name)
+        else:
+            check_choice(f"{field}[{place}]", name, options)
+        if name in value[:place]:
+            raise invalid(field, accepted="each name once", got=name, mend="Remove the second one.")
+    return tuple(value)
+
+
 def reference_answer(grader: Grader, references: tuple[str, ...]) -> str:
     """The reply that teacher forcing scores: all references where they are parts of one answer, else the first."""
     return ", ".join(references) if grader.name in ONE_ANSWER else references[0]
@@ -187,6 +203,11 @@ class Page:
             self.spans.append((self._size, self._size + len(text)))
         self._pieces.append(text)
         self._size += len(text)
+
+    def include(self, other: Page, *, evidence: bool = False) -> None:
+        """Add what another page has, with its evidence; as ``evidence``, all of it."""
+        self.spans.extend((self._size + start, self._size + end) for start, end in other.spans)
+        self.write(other.text, evidence=evidence)
 
     @property
     def text(self) -> str:

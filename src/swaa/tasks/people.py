@@ -25,8 +25,8 @@ class Person:
         article = "An" if self.trade[0] in "aeiou" else "A"
         return (
             f"{self.name}\n"
-            f"{self.name} was born in {self.birthplace} in {self.year}. {article} {self.trade} by trade, {self.name} settled "
-            f"in {self.home} and played the {self.instrument} there on Sundays."
+            f"{self.name} was born in {self.birthplace} in {self.year}. {article} {self.trade} by trade, {self.name} "
+            f"settled in {self.home} and played the {self.instrument} there on Sundays."
         )
 
     def questions(self) -> list[tuple[str, str]]:
