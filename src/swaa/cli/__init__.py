@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from swaa import __version__
 from swaa.cli.experiments import add_bench, add_run, add_validate
+from swaa.cli.harness import add_lm_eval
 from swaa.cli.listings import add_fetch, add_ls
 from swaa.cli.policies import add_draw, add_explain
 from swaa.cli.tuning import add_distill, add_finetune, add_merge
@@ -30,6 +31,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_finetune,
     add_merge,
     add_bench,
+    add_lm_eval,
     add_validate,
     add_ls,
     add_fetch,
