@@ -37,8 +37,6 @@ def _refuse(operation: str) -> UnknownOperation:
 class _Abstract:
     """What both kinds of abstract value refuse: truth tests, Python conversions, unknown attributes and torch calls."""
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __bool__(self) -> bool:
         raise _refuse("a truth test (if, and, or, min, max)")
 

@@ -9,6 +9,7 @@ Shape suffixes: B samples (1 where all are laid out alike), Q query slots, K key
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -161,17 +162,22 @@ class TokenLayout:
 
     def to(self, device: torch.device | str) -> TokenLayout:
         """The same layout with its tables on another device."""
-        moved = [None if table is None else table.to(device) for table in self._tables()]
-        return replace(TokenLayout(*moved), is_square=self.is_square)  # type: ignore[arg-type]
+        return replace(
+            self,
+            query_positions_BQ=self.query_positions_BQ.to(device),
+            key_positions_BK=self.key_positions_BK.to(device),
+            query_decodes_BQ=self.query_decodes_BQ.to(device),
+            query_documents_BQ=_changed(self.query_documents_BQ, lambda table: table.to(device)),
+            key_documents_BK=_changed(self.key_documents_BK, lambda table: table.to(device)),
+        )
 
     def queries(self, start: int, stop: int) -> TokenLayout:
         """The layout of some of the queries, with all keys."""
-        documents = self.query_documents_BQ
         return TokenLayout(
             self.query_positions_BQ[:, start:stop],
             self.key_positions_BK,
             self.query_decodes_BQ[:, start:stop],
-            None if documents is None else documents[:, start:stop],
+            _changed(self.query_documents_BQ, lambda table: table[:, start:stop]),
             self.key_documents_BK,
         )
 
@@ -180,23 +186,17 @@ class TokenLayout:
         extra_q, extra_k = query_length - self.query_length, key_length - self.key_length
         if extra_q == 0 and extra_k == 0:
             return self
-        documents = self.query_documents_BQ is not None
         return TokenLayout(
             F.pad(self.query_positions_BQ, (0, extra_q), value=PADDING),
             F.pad(self.key_positions_BK, (0, extra_k), value=PADDING),
             F.pad(self.query_decodes_BQ, (0, extra_q), value=False),
-            F.pad(self.query_documents_BQ, (0, extra_q), value=PADDING) if documents else None,  # type: ignore[arg-type]
-            F.pad(self.key_documents_BK, (0, extra_k), value=PADDING) if documents else None,  # type: ignore[arg-type]
+            _changed(self.query_documents_BQ, lambda table: F.pad(table, (0, extra_q), value=PADDING)),
+            _changed(self.key_documents_BK, lambda table: F.pad(table, (0, extra_k), value=PADDING)),
         )
 
-    def _tables(self) -> tuple[Tensor | None, ...]:
-        return (
-            self.query_positions_BQ,
-            self.key_positions_BK,
-            self.query_decodes_BQ,
-            self.query_documents_BQ,
-            self.key_documents_BK,
-        )
+
+def _changed(table: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+    return None if table is None else change(table)
 
 
 def _decodes(positions_BQ: Tensor, prompt_lengths: Tensor | int | None) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,7 +100,7 @@ class Machine:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> Machine:
+    def from_dict(cls, values: Mapping[str, Any]) -> Machine:
         """The machine that plain values describe.
 
         Raises:
@@ -112,7 +113,7 @@ class Machine:
         for name in known:
             if name not in values:
                 raise invalid(f"machine.{name}", accepted="a value", got=None, mend="Let swaa bench write it.")
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
     @classmethod
     def read(cls, path: Path | str) -> Machine:

@@ -13,13 +13,13 @@ from swaa.config.common import (
     ModelConfig,
     check_distinct_recipes,
     check_prompts,
-    load_plugins,
     parse_each,
     parse_task,
+    read_fields,
 )
 from swaa.config.files import to_yaml
 from swaa.errors import UserError
-from swaa.reading import build, check_choice, check_items, check_keys, check_mapping, check_whole
+from swaa.reading import build, check_choice, check_items, check_whole
 from swaa.recipe import Decoding, Recipe
 from swaa.tasks import Task, task_to_dict
 
@@ -135,13 +135,10 @@ class Experiment:
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
         """
-        mapping = dict(check_mapping("experiment", values))
         fields = [item.name for item in dataclasses.fields(cls)]
-        check_keys(mapping, [*fields, "decoding"], "")
+        mapping = read_fields("experiment", values, [*fields, "decoding"], output=output)
         mapping["fine_tunings"] = fine_tunings or {}
         digests = {name: _digest(told) for name, told in (fine_tunings or {}).items()}
-        mapping.setdefault("output", str(output))
-        mapping["plugins"] = load_plugins(mapping.get("plugins", ()))
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
 

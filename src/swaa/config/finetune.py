@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swaa.config.common import ModelConfig, read_fields
 from swaa.config.experiment import Experiment
@@ -25,6 +26,9 @@ from swaa.errors import UserError
 from swaa.policies import AttentionPolicy, FullAttention, parse_policy
 from swaa.reading import build, check_text, check_whole, within
 from swaa.recipe import Recipe
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,8 @@ class FineTuning:
     def to_dict(self) -> dict[str, object]:
         """Plain values: a complete file, without ``vars``."""
 
-        def section(value: object) -> object:
-            return None if value is None else _lists(dataclasses.asdict(value))  # type: ignore[call-overload]
+        def section(value: DataclassInstance | None) -> object:
+            return None if value is None else _lists(dataclasses.asdict(value))
 
         return {
             "policy": repr(self.policy),

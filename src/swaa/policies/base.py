@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Protocol, Self
 
 from swaa.errors import invalid
@@ -107,6 +107,8 @@ class Predicate(AttentionPolicy):
     ``__post_init__`` with :meth:`require_int`.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # for mypy: a subclass is a dataclass
+
     needs_heads: ClassVar[bool] = False
 
     @abstractmethod
@@ -144,7 +146,7 @@ class Predicate(AttentionPolicy):
 
     def parameters(self) -> dict[str, Any]:
         """The dataclass fields by name, in order."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def require_int(self, name: str, *, at_least: int, unit: str = "tokens") -> None:
         """Refuse the field unless it is an int of at least ``at_least`` (and below 2**31, beyond every context).

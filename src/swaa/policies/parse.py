@@ -148,7 +148,7 @@ def _parse_mapping(spec: Mapping[str, Any]) -> AttentionPolicy:
 
 def _parse_leaf(name: str, parameters: dict[str, Any]) -> AttentionPolicy:
     policy_class = get_policy(name)
-    accepted = [field.name for field in dataclasses.fields(policy_class)]  # type: ignore[arg-type]
+    accepted = [field.name for field in dataclasses.fields(policy_class)]
     for key in parameters:
         if key not in accepted:
             raise unknown(f"key of policy {name}", key, accepted)

@@ -208,7 +208,9 @@ def summarise(runs: Iterable[Run], rows: Sequence[str], expected: Mapping[tuple[
 def _summary(runs: Sequence[Run], full: Sequence[Run] | None, floor: Sequence[Run] | None, known: Expected) -> Summary:
     prefill, step, request = _prefill(runs), _step(runs), _request(runs)
     steps = [run.step_median for run in runs if run.step_median is not None]
-    extras = [run.peak_bytes - run.rest_bytes for run in runs if None not in (run.peak_bytes, run.rest_bytes)]  # type: ignore[operator]
+    extras = [
+        run.peak_bytes - run.rest_bytes for run in runs if run.peak_bytes is not None and run.rest_bytes is not None
+    ]
     return Summary(
         row=runs[0].row,
         length=runs[0].length,

@@ -101,5 +101,5 @@ def answer_logits(model: Any, batch: TrainingBatch) -> Tensor:
         use_cache=False,
         **options,
     )
-    logits = out.logits[wanted_BS[:, columns_P]] if spares else out.logits[wanted_BS]
-    return logits.float()  # type: ignore[no-any-return]
+    logits: Tensor = out.logits[wanted_BS[:, columns_P]] if spares else out.logits[wanted_BS]
+    return logits.float()

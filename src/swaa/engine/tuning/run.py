@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -156,12 +156,12 @@ def _let_go() -> None:
         torch.cuda.empty_cache()
 
 
-def _card(config: FineTuning, facts: dict[str, object], results: object) -> str:
+def _card(config: FineTuning, facts: dict[str, object], results: Sequence[Mapping[str, object]]) -> str:
     known = CATALOGUE.get(config.model.name)
     return model_card(
         base=config.model.name,
         policy=config.policy,
         recipe_facts=facts,
-        results=results,  # type: ignore[arg-type]
+        results=results,
         license="other" if known is None else known.licence,
     )
