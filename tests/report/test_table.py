@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 
 import pytest
 from rich.console import Console
 
-from swaa.report import NOTE, Record, Row, summarise, to_csv, to_markdown, to_rich
+from report.planted import FULL, TUNED, WINDOW
+from report.planted import record as planted
+from swaa.report import NOTE, Record, Row, note, summarise, to_csv, to_markdown, to_rich, wilson
+from swaa.report.paired import mcnemar_p
+from swaa.report.runs import Stretch
+from swaa.report.stats import bootstrap
 from swaa.report.table import COLUMNS
 
 
@@ -106,3 +112,155 @@ def test_a_table_fits_a_terminal_and_loses_nothing(width: int) -> None:
 def test_no_records_make_no_table() -> None:
     assert summarise([]) == []
     assert to_csv([]) == ""
+
+
+def cells(markdown: str, recipe: str) -> dict[str, str]:
+    """The row of a recipe in the first table, by the columns' titles."""
+    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
+    row = next(line for line in lines if line[0] == recipe)
+    return dict(zip(lines[0], row, strict=True))
+
+
+def row_of(rows: list[Row], recipe: str) -> Row:
+    return next(row for row in rows if row.recipe == recipe)
+
+
+def test_differences_are_to_the_baseline_on_the_same_examples() -> None:
+    right = {FULL: range(10), WINDOW: range(2), TUNED: range(10)}
+    records = [
+        planted(recipe, example, float(example in right[recipe])) for recipe in right for example in reversed(range(12))
+    ]
+    rows = summarise(records, baseline=FULL)
+    full, window, tuned = (row_of(rows, name) for name in ("FA", "window 128", "FA tuned"))
+    assert full.is_baseline
+    assert full.paired is None
+    assert window.paired is not None
+    assert window.paired.difference == bootstrap([0.0] * 2 + [-1.0] * 8 + [0.0] * 2)
+    assert window.paired.p == pytest.approx(2 / 2**8) == mcnemar_p(0, 8)
+    assert window.paired.p_holm == pytest.approx(2 * 2 / 2**8), "two comparisons"
+    assert tuned.paired is not None
+    assert (tuned.paired.p, tuned.paired.p_holm) == (1.0, 1.0)
+    text = to_markdown(rows)
+    assert cells(text, "FA")["difference %"] == "baseline"
+    low, high = window.paired.difference.low, window.paired.difference.high
+    assert low is not None
+    assert high is not None
+    assert cells(text, "window 128")["difference %"] == f"-67 [{100 * low:+.0f},{100 * high:+.0f}]"
+    assert (cells(text, "window 128")["p"], cells(text, "window 128")["p Holm"]) == ("0.008", "0.016")
+    assert cells(text, "FA tuned")["difference %"] == "0 [-24,+24]"
+    assert "difference: to the baseline" in text
+    line = list(csv.DictReader(io.StringIO(to_csv(rows))))[1]
+    assert (line["metric"], line["pairs"], line["unpaired"]) == ("score", "12", "0")
+    assert float(line["p"]) == pytest.approx(2 / 2**8)
+
+
+def test_without_generation_differences_are_of_forced_answers() -> None:
+    def forced(recipe: str, example: int, right: bool) -> Record:
+        return planted(recipe, example, None, scores={"forced_exact": float(right), "forced_nll": 1.0})
+
+    records = [forced(recipe, example, recipe == FULL) for recipe in (FULL, WINDOW) for example in range(6)]
+    window = row_of(summarise(records, baseline=FULL), "window 128")
+    assert window.metric == "forced"
+    assert window.paired is not None
+    assert window.paired.difference.value == -1.0
+
+
+def test_errors_and_unparsed_verdicts_are_counted_and_are_no_zeros() -> None:
+    records = [
+        planted(WINDOW, 0, 1.0, verdict="correct"),
+        planted(WINDOW, 1, 0.0, verdict="wrong"),
+        planted(WINDOW, 2, None, error="the judge did not answer"),
+        planted(WINDOW, 3, None, verdict="unparsed"),
+        planted(WINDOW, 4, None, error="half an answer", verdict="unparsed"),
+        *(planted(FULL, example, 1.0) for example in range(5)),
+    ]
+    rows = summarise(records, baseline=FULL)
+    window = row_of(rows, "window 128")
+    assert (window.n, window.graded, window.errors, window.unparsed) == (5, 2, 2, 1)
+    assert window.accuracy == wilson(1, 2)
+    assert window.paired is not None
+    assert (window.paired.difference.n, window.paired.unpaired) == (2, 3)
+    text = to_markdown(rows)
+    assert [cells(text, "window 128")[name] for name in ("n", "graded", "errors", "unparsed")] == ["5", "2", "2", "1"]
+    assert [cells(text, "FA")[name] for name in ("n", "graded", "errors", "unparsed")] == ["5", "5", "0", "0"]
+    assert "Neither counts as wrong" in text
+
+
+def test_answers_to_one_example_belong_together() -> None:
+    outcomes = {0: [1.0, 1.0, 0.0, 0.0], 1: [0.0] * 4, 2: [1.0] * 4, 3: [0.0, 0.0, 0.0, 1.0]}
+    records = [
+        planted(WINDOW, example, score, generation=number, timing={"new_tokens": 10 * (example + 1)})
+        for example, scores in outcomes.items()
+        for number, score in enumerate(scores)
+    ]
+    (row,) = summarise(records)
+    assert (row.n, row.answers) == (4, 16)
+    means = [0.5, 0.0, 1.0, 0.25]
+    assert row.accuracy == bootstrap(means), "not 7 of 16 trials"
+    assert row.new_tokens == bootstrap([10.0, 20.0, 30.0, 40.0])
+    passes = dict(row.passes)
+    assert passes.keys() == {2, 4}
+    assert passes[2].value == pytest.approx((5 / 6 + 0 + 1 + 3 / 6) / 4)
+    assert passes[4].value == 0.75
+    text = to_markdown([row])
+    assert cells(text, "window 128")["answers"] == "16"
+    assert cells(text, "window 128")["pass@4 %"].startswith("75 [")
+    assert cells(text, "window 128")["new tokens"].startswith("25 [")
+    assert "pass@k" in text
+    assert float(next(csv.DictReader(io.StringIO(to_csv([row]))))["pass_at_4"]) == 0.75
+
+
+def test_truncated_answers_are_a_share() -> None:
+    records = [planted(WINDOW, example, 0.0, scores={"truncated": float(example < 3)}) for example in range(12)]
+    (row,) = summarise(records)
+    assert row.truncated == wilson(3, 12)
+    assert cells(to_markdown([row]), "window 128")["cut %"] == "25 [9,53]"
+
+
+def test_long_text_has_its_columns_where_it_was_read() -> None:
+    def stretch(number: int, delta: float, long: float | None, keys: int) -> Stretch:
+        return Stretch("window 128", WINDOW, number, 3.0, delta, long, keys, 100)
+
+    stretches = [stretch(0, 0.1, 1.0, 30), stretch(1, 0.3, 2.0, 10), stretch(2, 0.2, None, 0)]
+    records = [planted(recipe, 0, 1.0) for recipe in (FULL, WINDOW)]
+    rows = summarise(records, stretches=stretches)
+    window = row_of(rows, "window 128")
+    assert window.delta_nll == bootstrap([0.1, 0.3, 0.2], [100, 100, 100])
+    assert window.long_ppl is not None
+    assert window.long_ppl.value == pytest.approx(math.exp((30 * 1.0 + 10 * 2.0) / 40)), "every key token counts alike"
+    assert window.long_ppl.low is not None
+    assert window.long_ppl.high is not None
+    assert math.exp(1) <= window.long_ppl.low <= window.long_ppl.value <= window.long_ppl.high <= math.exp(2)
+    assert row_of(rows, "FA").delta_nll is None
+    text = to_markdown(rows)
+    assert cells(text, "window 128")["delta-NLL"].startswith("0.200 [")
+    assert (cells(text, "FA")["delta-NLL"], cells(text, "FA")["LongPPL"]) == ("-", "-")
+
+
+def test_columns_that_nothing_fills_are_left_out() -> None:
+    rows = summarise(RECORDS)
+    header = to_markdown(rows).splitlines()[2]
+    assert header == "| " + " | ".join(column.title for column in COLUMNS) + " |"
+    assert note(rows) == NOTE
+    names = to_csv(rows).splitlines()[0].split(",")
+    assert names[:4] == ["task", "length", "recipe", "n"]
+    assert names[16:] == ["score_low", "score_high", "nll_low", "nll_high"]
+
+
+def test_what_more_there_is_is_a_second_table_in_a_terminal() -> None:
+    records = [
+        planted(recipe, example, float(recipe == FULL), timing={"new_tokens": 5.0 + example})
+        for recipe in (FULL, WINDOW)
+        for example in range(8)
+    ]
+    tables = to_rich(summarise(records, baseline=FULL))
+    assert [table.title for table in tables] == [
+        "needle, 900 tokens",
+        "needle, 900 tokens: answers and differences",
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables[1])
+    text = console.file.getvalue()
+    assert "-100 [-100,-68]" in text
+    assert "baseline" in text
+    assert "\u2026" not in text
