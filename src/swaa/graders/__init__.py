@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swaa.graders.base import Grade, Grader, Question
 from swaa.graders.choice import Choice
+from swaa.graders.judge import Judge
 from swaa.graders.normal import holds, normalise
 from swaa.graders.regex import Regex
 from swaa.graders.registry import get_grader, grade, grader_names, parse_grader, register_grader
@@ -17,6 +18,7 @@ __all__ = [
     "Exact",
     "Grade",
     "Grader",
+    "Judge",
     "Question",
     "Recall",
     "Regex",
