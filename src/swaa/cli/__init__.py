@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from swaa import __version__
+from swaa.cli.compare import add_compare
 from swaa.cli.experiments import add_bench, add_run, add_validate
 from swaa.cli.harness import add_lm_eval
 from swaa.cli.listings import add_fetch, add_ls
 from swaa.cli.policies import add_draw, add_explain
+from swaa.cli.report import add_report
 from swaa.cli.tuning import add_distill, add_finetune, add_merge
 from swaa.errors import UserError
 
@@ -32,6 +34,8 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_merge,
     add_bench,
     add_lm_eval,
+    add_compare,
+    add_report,
     add_validate,
     add_ls,
     add_fetch,
