@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from swaa.errors import UserError
-from swaa.reading import build, check_choice, check_text
+from swaa.reading import build, check_choice, check_text, check_whole
 
 DIRECT, CHAIN_OF_THOUGHT, THINKING = "direct", "chain_of_thought", "thinking"
 PROMPTINGS = (DIRECT, CHAIN_OF_THOUGHT, THINKING)
@@ -51,11 +51,14 @@ class Prompting:
         name: one of ``PROMPTINGS``.
         instruction: what is added to the question, after a blank line.
         marker: what the final answer follows; letter case does not matter.
+        budget: tokens of reasoning after which ``marker`` is written for the model, so that it answers after all
+            (budget forcing, arXiv 2501.19393); None lets it go on until ``max_new_tokens``.
     """
 
     name: str = DIRECT
     instruction: str = ""
     marker: str = ""
+    budget: int | None = None
 
     texts: ClassVar[tuple[str, ...]] = ("instruction", "marker")
 
@@ -69,6 +72,10 @@ class Prompting:
                 raise UserError(f"Prompting.{field}: {self.name!r} has none, got {value!r}. Leave it out.")
             else:
                 check_text(f"Prompting.{field}", value)
+        if self.budget is not None:
+            check_whole("Prompting.budget", self.budget, minimum=0)
+            if not self.reasons:
+                raise UserError(f"Prompting.budget: {self.name!r} does not reason, got {self.budget}. Leave it out.")
 
     @classmethod
     def parse(cls, value: object, path: str) -> Prompting:
@@ -101,6 +108,10 @@ class Prompting:
     def reply_prefix(self, answer_prefix: str) -> str:
         """The beginning of the reply that the prompt gives; a model that reasons begins by itself."""
         return "" if self.reasons else answer_prefix
+
+    def closing(self, answer_prefix: str) -> str:
+        """What ends the reasoning and begins the answer."""
+        return f"\n{self.marker}\n\n{answer_prefix}" if self.thinks else f"\n{self.marker} {answer_prefix}".rstrip()
 
     def reference_reply(self, answer: str, reasoning: str) -> str:
         """What a model should say: ``reasoning``, then ``answer`` where :meth:`final` finds it.

@@ -417,7 +417,7 @@ def test_a_reply_that_spells_a_special_token_is_marked(
     example = next(Parrot().examples(length=1, num_examples=1, seed=0, count_tokens=lambda *_: 0))
     sample = Sample(Parrot(), 1, example, prepare(tokenizer, example))
     config = replace(config, recipe=replace(config.recipe, decoding=replace(DECODING, stop=())))
-    made = Generation([text], [3], None, ["end"])
+    made = Generation([text], [3], None, ["end"], [False])
     assert Teacher(model, tokenizer, config)._answers([sample], made)[0].control is control
 
 

@@ -14,12 +14,13 @@ import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swaa.engine.batch import Batch
+from swaa.engine.reply import Ending, Reply
 from swaa.recipe import Decoding
 
 
@@ -38,10 +39,6 @@ class Prefill:
     seconds: float
 
 
-Ending = Literal["end", "stop", "cut"]
-"""What ended an answer: its end-of-sequence token, a stop string, or ``max_new_tokens``."""
-
-
 @dataclass(frozen=True)
 class Generation:
     """What a batch generated.
@@ -51,12 +48,14 @@ class Generation:
         num_tokens: B counts of tokens, the end-of-sequence token included.
         step_seconds: mean wall time of a decode step of the batch; None if there was none.
         endings: B times what ended the answer.
+        closed: B truths: the reasoning had spent its budget, and was closed for the model.
     """
 
     texts: list[str]
     num_tokens: list[int]
     step_seconds: float | None
     endings: list[Ending]
+    closed: list[bool]
 
 
 @dataclass(frozen=True)
@@ -121,29 +120,28 @@ def generate(model: Any, tokenizer: Any, batch: Batch, read: Prefill, decoding: 
     device = batch.prompt_ids.device
     ends = end_of_sequence_ids(model, tokenizer)
     choose = _Chooser(decoding, batch)
-    tokens: list[list[int]] = [[] for _ in batch.samples]
-    endings: list[Ending] = ["cut"] * len(tokens)
-    running = [True] * len(tokens)
+    replies = [Reply(tokenizer, sample, decoding, ends) for sample in batch.samples]
     mask, positions, logits, steps = batch.prompt_mask, batch.prompt_lengths, read.logits, 0
     start = now(device)
     while True:
         chosen = choose(logits)  # [B]
-        for row, token in enumerate(chosen.tolist()):
-            if running[row]:
-                tokens[row].append(token)
-                if token in ends:
-                    endings[row] = "end"
-                elif _stopped(tokenizer, tokens[row], decoding.stop):
-                    endings[row] = "stop"
-                running[row] = endings[row] == "cut"
-        if not any(running) or steps + 1 == decoding.max_new_tokens:
+        taken = [
+            reply.take(token) if reply.running else token for reply, token in zip(replies, chosen.tolist(), strict=True)
+        ]
+        if not any(reply.running for reply in replies) or steps + 1 == decoding.max_new_tokens:
             break
-        mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
-        out = _forward(model, chosen[:, None], mask, positions[:, None], read.cache)
+        mask = torch.cat([mask, mask.new_ones(len(replies), 1)], dim=1)
+        given = torch.tensor(taken, device=device)[:, None]
+        out = _forward(model, given, mask, positions[:, None], read.cache)
         logits, positions, steps = out.logits[:, -1].float(), positions + 1, steps + 1
     seconds = now(device) - start
-    texts = [tokenizer.decode([token for token in row if token not in ends]) for row in tokens]
-    return Generation(texts, [len(row) for row in tokens], seconds / steps if steps else None, endings)
+    return Generation(
+        texts=[reply.text for reply in replies],
+        num_tokens=[len(reply.tokens) for reply in replies],
+        step_seconds=seconds / steps if steps else None,
+        endings=[reply.ending for reply in replies],
+        closed=[reply.closed for reply in replies],
+    )
 
 
 def end_of_sequence_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -188,13 +186,6 @@ def _stream(seed: int, sample: Any) -> torch.Generator:
     identity = f"{seed}/{sample.task.label}/{sample.length}/{sample.example.id}"
     digest = hashlib.sha256(identity.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _stopped(tokenizer: Any, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-    if not stop:
-        return False
-    text = tokenizer.decode(tokens)
-    return any(end in text for end in stop)
 
 
 def _forward(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: Any) -> Any:

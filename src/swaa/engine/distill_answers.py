@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swaa.engine.decode import Ending
+from swaa.engine.reply import Ending
 from swaa.jsonlines import read_lines, to_line
 from swaa.report import Key
 

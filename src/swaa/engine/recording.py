@@ -63,7 +63,7 @@ class Recorder:
         if answer is not None:
             made, final, grade = answer
             if recipe.prompting.reasons:
-                scores["truncated"] = float(not final.reached)
+                scores["truncated"] = float(made.closed[row] or not final.reached)
             if grade.score is not None:
                 scores |= {"score": grade.score, "all_correct": float(grade.all_correct)}
             new_tokens = timing["new_tokens"] = made.num_tokens[row]
