@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from swaa.errors import UserError
 from swaa.tasks import (
-    Example,
     NeedleMultikey,
     NeedleMultiquery,
     NeedleMultivalue,
     NeedleSingle,
-    Task,
     task_from_dict,
     task_names,
 )
@@ -29,20 +27,10 @@ from swaa.tasks.draws import Draws
 from swaa.tasks.haystack import open_haystack, split_sentences
 from swaa.tasks.needle import NeedleTask
 from swaa.tasks.words import ADJECTIVES, NOUNS, PLACES, SUBJECTS, VALUE_WORDS, VERBS
+from tasks.counters import make, thirds, words
 
 TASKS: list[NeedleTask] = [NeedleSingle(), NeedleMultikey(), NeedleMultivalue(), NeedleMultiquery()]
 by_name = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-TEMPLATE = 20  # tokens of an imagined chat template
-
-
-def words(prompt: str, prefix: str) -> int:
-    """One token a word."""
-    return TEMPLATE + len(f"{prompt} {prefix}".split())
-
-
-def thirds(prompt: str, prefix: str) -> int:
-    """One token for every three characters, whatever they are: a token spans words."""
-    return TEMPLATE - -len(prompt + prefix) // 3
 
 
 def pairs(prompt: str, prefix: str) -> int:
@@ -51,10 +39,6 @@ def pairs(prompt: str, prefix: str) -> int:
 
 
 tokenizers = pytest.mark.parametrize("count", [words, thirds], ids=lambda count: count.__name__)
-
-
-def make(task: Task, length: int = 400, number: int = 1, seed: int = 0, count: Callable = words) -> list[Example]:
-    return list(task.examples(length=length, num_examples=number, seed=seed, count_tokens=count))
 
 
 class TestLength:
@@ -299,7 +283,7 @@ class TestParameters:
         ("values", "message"),
         [
             ({"name": "needle_multikye"}, "unknown task 'needle_multikye'. Did you mean 'needle_multikey'?"),
-            ({}, "task.name: expected the name of a task, got None. Add it; known: needle_multikey, "),
+            ({}, "task.name: expected the name of a task, got None. Add it; known: common_words, "),
             (
                 {"num_kyes": 3},
                 "unknown field 'needle_multikey.num_kyes'. Did you mean 'needle_multikey.num_keys'?",

@@ -121,9 +121,8 @@ class CountingTask(SizedTask[None]):
         question, prefix, verb = self._wording(len(counted.asked))
 
         def prompt(padding: Padding) -> str:
-            # fillers have a line of their own, so that they are in no count
-            parts = (self.heading, counted.written(padding).text, " ".join(padding.fillers), question)
-            return "\n\n".join(part for part in parts if part)
+            end = " ".join((f"The {self.place} ends here.", *padding.fillers))  # there they are in no count
+            return "\n\n".join((self.heading, counted.written(padding).text, end, question))
 
         padding, tokens = self.fitted(
             order,
