@@ -32,6 +32,7 @@ class Example:
         answer: what follows ``answer_prefix`` directly: the text that teacher forcing scores.
         references: the strings that a grader looks for in a generated answer.
         metadata: JSON-able facts about the example, for records and figures; see the task.
+        reasoning: what a right chain of thought would say before the answer; empty where the task gives none.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     answer: str
     references: tuple[str, ...]
     metadata: Mapping[str, object] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 class Task(ABC):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from swaa.errors import UserError, unknown
+from swaa.prompting import Prompting
 from swaa.reading import check_choice, check_text
 from swaa.tasks.base import Example
 from swaa.tasks.datafile import read_rows
@@ -80,11 +81,23 @@ class Conversation:
         return self.turns[-1].content[len(self.answer_prefix) :]
 
     @classmethod
-    def of_example(cls, example: Example) -> Self:
-        """A task's example with its reference answer."""
-        turns = (Turn("user", example.prompt), Turn("assistant", example.answer_prefix + example.answer))
+    def of_example(cls, example: Example, prompting: Prompting | None = None) -> Self:
+        """A task's example with its reference answer, as ``prompting`` asks it (default: directly).
+
+        Raises:
+            UserError: a chain of thought is asked for, and the task gives no reasoning.
+        """
+        asked = prompting or Prompting()
+        prefix, answer = example.answer_prefix, example.answer
+        if asked.reasons:
+            if not example.reasoning:
+                mend = "Train on direct answers, or distil a model's own reasoning: swaa distill."
+                raise UserError(f"example {example.id}: its task gives no reasoning to learn. {mend}")
+            prefix, answer = "", asked.reference_reply(prefix + answer, example.reasoning)
+        turns = (Turn("user", asked.ask(example.prompt)), Turn("assistant", prefix + answer))
+        name = f"{example.id}-{asked.name}" if asked.reasons else example.id
         try:
-            return cls(example.id, turns, example.answer_prefix, example.metadata)
+            return cls(name, turns, prefix, example.metadata)
         except UserError as error:
             raise UserError(f"example {example.id}: {error}") from error
 

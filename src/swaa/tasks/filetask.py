@@ -151,9 +151,7 @@ class FileTask(GradedTask):
             offered[entry.id] = entry
         if not offered:
             reasons = ", ".join(f"{count} for {reason}" for reason, count in self.left_out.items())
-            raise UserError(
-                f"{self.path}: no example is left: left out are {reasons}. Ask for others, or another file."
-            )
+            raise UserError(f"{self.path}: no example is left; left out: {reasons}. Ask for others, or another file.")
         return Draws("order", self.name, seed).shuffled(list(offered.values()))
 
     def _all(self) -> Iterator[Entry | LeftOut]:

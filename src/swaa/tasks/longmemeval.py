@@ -135,9 +135,7 @@ def _sessions(values: Mapping[str, object]) -> list[Session]:
     ids = as_list("haystack_session_ids", values.get("haystack_session_ids") or [""] * len(turns), "ids")
     for name, items in (("haystack_dates", dates), ("haystack_session_ids", ids)):
         if len(items) != len(turns):
-            raise UserError(
-                f"{name}: expected one for each of the {len(turns)} sessions, got {len(items)}. Mend the row."
-            )
+            raise UserError(f"{name}: expected one for each of {len(turns)} sessions, got {len(items)}. Mend the file.")
     sessions = []
     for place, (one, date, session_id) in enumerate(zip(turns, dates, ids, strict=True)):
         content = tuple(as_list(f"haystack_sessions[{place}]", one, "turns"))

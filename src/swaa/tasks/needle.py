@@ -110,7 +110,13 @@ class NeedleTask(HaystackTask):
                 "distractor_spans": [list(span) for span in context.spans[len(asked) :]],
                 "haystack": haystack_facts(material, padding),
             },
+            reasoning=self._reasoning(facts, context.spans),
         )
+
+    def _reasoning(self, facts: Sequence[Fact], spans: Sequence[tuple[int, int]]) -> str:
+        """Every needle, in the order of the text: what a careful reader would copy before answering."""
+        placed = sorted(zip(spans, facts, strict=True), key=lambda pair: pair[0])
+        return "\n".join(self._sentence(fact) for _, fact in placed)
 
     def _facts(self, draws: Draws, haystack: Haystack) -> list[Fact]:
         """What the needles say, the asked ones first; no key and no value stands elsewhere in the text."""
