@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from swaa import __version__
 from swaa.cli.compare import add_compare
 from swaa.cli.experiments import add_bench, add_run, add_validate
+from swaa.cli.grade import add_grade
 from swaa.cli.harness import add_lm_eval
 from swaa.cli.listings import add_fetch, add_ls
 from swaa.cli.policies import add_draw, add_explain
@@ -34,6 +35,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_merge,
     add_bench,
     add_lm_eval,
+    add_grade,
     add_compare,
     add_report,
     add_validate,

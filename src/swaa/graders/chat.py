@@ -19,7 +19,7 @@ import importlib.util
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -91,13 +91,25 @@ def ask_all(endpoint: Endpoint, bodies: Iterator[tuple[int, Body]], took: Callab
         UserError: the endpoint refuses the key, does not know the address or the model, or nothing is there. What was
             under way is dropped.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(_ask_all(endpoint, bodies, took))
-    else:  # inside a notebook
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, _ask_all(endpoint, bodies, took)).result()
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def whole() -> None:
+        task = asyncio.current_task()
+        assert task is not None  # this is one
+        begun.set_result((asyncio.get_running_loop(), task))
+        await _ask_all(endpoint, bodies, took)
+
+    # In a thread of its own: the caller may be in a loop already, as notebooks are, and a signal reaches the caller's
+    # thread, where it is never lost in a callback of the loop's.
+    with ThreadPoolExecutor(1, thread_name_prefix="judge") as pool:
+        ended = pool.submit(lambda: asyncio.run(whole()))
+        try:
+            ended.result()
+        except BaseException:
+            loop, task = begun.result()
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 async def _ask_all(
