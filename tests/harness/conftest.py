@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from lm_eval.api.instance import Instance
+from torch.utils import collect_env
+
+from engine.conftest import make_model, make_tokenizer
+from swaa.harness import SwaaLM
 
 DATA = Path(__file__).parent / "data"
 TASKS = ("far_colours", "echo", "prose")
@@ -16,14 +22,20 @@ TASKS = ("far_colours", "echo", "prose")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """lm-eval keeps the data of tasks in a cache: one of the tests' own, set before `datasets` is imported."""
-    before = os.environ.get("HF_DATASETS_CACHE")
-    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+    """lm-eval keeps the data of tasks in a cache: one of the tests' own."""
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     yield
-    if before is None:
-        del os.environ["HF_DATASETS_CACHE"]
-    else:
-        os.environ["HF_DATASETS_CACHE"] = before
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def description_of_the_machine() -> Iterator[None]:
+    """lm-eval has `pip list` run for the description that it puts into every result: two seconds, once is enough."""
+    before = collect_env.get_pretty_env_info
+    collect_env.get_pretty_env_info = functools.cache(before)
+    yield
+    collect_env.get_pretty_env_info = before
 
 
 @pytest.fixture(scope="session")
@@ -39,25 +51,19 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    from engine.conftest import make_tokenizer
-
     return make_tokenizer()
 
 
 @pytest.fixture
 def model() -> Any:
     """Four layers, one token a byte, attention as a model from the hub has it."""
-    from engine.conftest import make_model
-
     return make_model(attn_implementation="sdpa")
 
 
 @pytest.fixture
 def ours(model: Any, tokenizer: Any) -> Iterator[Callable[..., Any]]:
     """Makes a `SwaaLM` of the tiny model."""
-    from swaa.harness import SwaaLM
-
-    made: list[Any] = []
+    made: list[SwaaLM] = []
 
     def make(policy: Any = None, **options: Any) -> Any:
         made.append(SwaaLM(model, tokenizer=tokenizer, policy=policy, **options))
@@ -66,3 +72,17 @@ def ours(model: Any, tokenizer: Any) -> Iterator[Callable[..., Any]]:
     yield make
     for one in reversed(made):
         one.handle.remove()
+
+
+def asked(kind: str, *arguments: Any, task: str = "quiz", document: int = 0) -> Instance:
+    """A request as lm-eval makes it."""
+    return Instance(kind, doc={}, arguments=arguments, idx=0, metadata=(task, document, 1))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """The tiny model as a checkpoint."""
+    path = tmp_path_factory.mktemp("tiny")
+    make_model().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
