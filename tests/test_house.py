@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "compiler": {"errors", "policies"},
     "hf": {"errors", "policies", "compiler"},
     "harness": {"errors", "reading", "policies", "compiler", "hf"},
-    "tasks": {"errors", "reading", "graders"},
+    "tasks": {"errors", "reading", "graders", "prompting"},
     "graders": {"errors", "reading"},
     "report": {"errors", "reading", "jsonlines"},
     "prompting": {"errors", "reading"},

@@ -97,6 +97,11 @@ class Prompting:
         return self.name != DIRECT
 
     @property
+    def label(self) -> str:
+        """As in the names of rows."""
+        return "CoT" if self.name == CHAIN_OF_THOUGHT else self.name
+
+    @property
     def thinks(self) -> bool:
         """Whether the chat template's own switch is on."""
         return self.name == THINKING

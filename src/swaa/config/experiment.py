@@ -19,6 +19,7 @@ from swaa.config.common import (
 )
 from swaa.config.files import to_yaml
 from swaa.errors import UserError
+from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_items, check_whole
 from swaa.recipe import Decoding, Recipe
 from swaa.tasks import Task, task_to_dict
@@ -130,13 +131,14 @@ class Experiment:
         """The experiment that plain values describe; ``output`` is the folder where they name none.
 
         Beside the fields of :class:`Experiment` there may be ``decoding``: the settings of every recipe that does not
-        say otherwise.
+        say otherwise; and ``promptings``: every recipe that names no prompting of its own is taken once in each, under
+        its name and that of the prompting.
 
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
         """
         fields = [item.name for item in dataclasses.fields(cls)]
-        mapping = read_fields("experiment", values, [*fields, "decoding"], output=output)
+        mapping = read_fields("experiment", values, [*fields, "decoding", "promptings"], output=output)
         mapping["fine_tunings"] = fine_tunings or {}
         digests = {name: _digest(told) for name, told in (fine_tunings or {}).items()}
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
@@ -145,9 +147,30 @@ class Experiment:
         def recipe(item: object, at: str) -> Recipe:
             return Recipe.from_dict(item, path=at, decoding=decoding, fine_tunings=digests)
 
+        _cross(mapping, mapping.pop("promptings", None))
         parse_each(mapping, "recipes", recipe)
         parse_each(mapping, "tasks", parse_task)
         return build(cls, mapping, "")
+
+
+def _cross(mapping: dict[str, object], promptings: object) -> None:
+    """Replace the recipes by recipes x promptings; direct ones keep their names."""
+    if promptings is None:
+        return
+    asked = check_items("promptings", promptings, of="prompting", mend="Write promptings: [direct, chain_of_thought].")
+    ways = [Prompting.parse(item, f"promptings[{index}]") for index, item in enumerate(asked)]
+    recipes = mapping.get("recipes")
+    if not isinstance(recipes, list | tuple):
+        return  # the experiment's own check refuses it
+    crossed: list[object] = []
+    for way in ways:
+        for fields in recipes:
+            if not isinstance(fields, Mapping) or "prompting" in fields:
+                crossed += [fields] if way is ways[0] else []
+                continue
+            name = f"{fields.get('name')}, {way.label}" if way.reasons else fields.get("name")
+            crossed.append({**fields, "name": name, "prompting": way})
+    mapping["recipes"] = crossed
 
 
 def _recipe_fields(recipe: Recipe) -> dict[str, object]:

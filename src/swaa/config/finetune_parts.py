@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from swaa.config.common import parse_task
 from swaa.config.experiment import SCORINGS
 from swaa.errors import UserError, invalid
+from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_items, check_mapping, check_number, check_text, check_whole
 from swaa.recipe import Decoding
 from swaa.tasks import Task, task_to_dict
@@ -64,6 +65,7 @@ class Source:
         num_examples: of each task and length.
         seed: of the tasks' examples. Choose seeds apart from those of evaluations.
         files: ``.jsonl`` or ``.parquet`` files; see :func:`swaa.tasks.conversations.read_conversations`.
+        promptings: ways of asking the tasks' examples, as recipes have them; every example comes once in each.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -71,9 +73,13 @@ class Source:
     num_examples: int = 32
     seed: int = 0
     files: tuple[str, ...] = ()
+    promptings: tuple[Prompting, ...] = (Prompting(),)
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        check_items(f"{name}.promptings", self.promptings, of="prompting", mend="Write promptings: [direct].")
+        parsed = (Prompting.parse(one, f"{name}.promptings[{i}]") for i, one in enumerate(self.promptings))
+        object.__setattr__(self, "promptings", tuple(parsed))
         if not self.tasks and not self.files:
             raise UserError(f"{name}.tasks: there are neither tasks nor files. Name one of them; see 'swaa ls tasks'.")
         if self.tasks:
@@ -95,6 +101,7 @@ class Source:
         return {
             **{item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)},
             "tasks": [task_to_dict(task) for task in self.tasks],
+            "promptings": [prompting.to_value() for prompting in self.promptings],
         }
 
 

@@ -77,7 +77,8 @@ def max_length(config: Training, context: int | None) -> int | None:
 
 def conversations(source: Source, tokenizer: Any) -> list[Conversation]:
     """The conversations of a source: its tasks' examples with their reference answers, then those of its files."""
-    found = [Conversation.of_example(sample.example) for sample in task_samples(source, tokenizer)]
+    examples = [sample.example for sample in task_samples(source, tokenizer)]
+    found = [Conversation.of_example(one, prompting) for one in examples for prompting in source.promptings]
     for file in source.files:
         found += read_conversations(file)
     return found
