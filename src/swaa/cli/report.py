@@ -55,7 +55,7 @@ def draw_policies(
     runs: Sequence[Run], plugins: Sequence[str]
 ) -> tuple[dict[tuple[str, int], list[dict[str, Any]]], list[str]]:
     """The masks of the runs' policies by policy and number of layers, and a notice for each that cannot be drawn."""
-    from swaa.compiler.picture import fitting_length, mask_pictures
+    from swaa.compiler.picture import MOST_TOKENS, fitting_length, mask_pictures
     from swaa.policies import load_plugin, parse_policy
 
     for plugin in plugins:
@@ -70,7 +70,7 @@ def draw_policies(
                 continue
             try:
                 policy = parse_policy(text)
-                length = fitting_length(policy)
+                length = min(MOST_TOKENS, fitting_length(policy) * 3 // 2)  # a prompt of two windows, and one more
                 pictures[text, layers] = mask_pictures(
                     policy,
                     num_layers=layers,

@@ -17,30 +17,31 @@ EVIL = "</script><script>alert(1)</script></textarea>\"'<!--<b>&amp;é\u2028漢�
 
 WINDOW = 128
 _PREFILL = ".in_phase('prefill')"
+_NOT_FOURTH = ".on_layers(['::4', '2::4', '3::4'])"
 _PAPER = (  # name, policy, direct %, chain of thought %, seconds; research/paper.md's Instruct and Thinking columns
     ("full attention", "FullAttention()", 62.0, 73.0, 3.44),
     ("naive SWA", "SlidingWindow(128)", 11.0, 3.2, 0.43),
     ("sink 10", "SlidingWindow(128) | SinkTokens(10)", 15.6, 16.0, 0.43),
     ("sink 10 + FA decode", f"(SlidingWindow(128) | SinkTokens(10)){_PREFILL}", 20.6, 38.2, 2.01),
     ("sink 100 + FA decode", f"(SlidingWindow(128) | SinkTokens(100)){_PREFILL}", 17.8, 50.0, 2.01),
-    ("sink 10 + 1/2 FA layers", "(SlidingWindow(128) | SinkTokens(10)).on_layers('0::2')", 36.4, 25.8, 1.92),
+    ("sink 10 + 1/2 FA layers", "(SlidingWindow(128) | SinkTokens(10)).on_layers('::2')", 36.4, 25.8, 1.92),
     (
         "sink 10 + FA decode + 1/4 FA layers",
-        f"(SlidingWindow(128) | SinkTokens(10)){_PREFILL}.on_layers('~1::4')",
+        f"(SlidingWindow(128) | SinkTokens(10)){_PREFILL}{_NOT_FOURTH}",
         31.4,
         53.2,
         2.37,
     ),
     (
         "sink 10 + FA decode + 1/2 FA layers",
-        f"(SlidingWindow(128) | SinkTokens(10)){_PREFILL}.on_layers('0::2')",
+        f"(SlidingWindow(128) | SinkTokens(10)){_PREFILL}.on_layers('::2')",
         53.6,
         65.0,
         2.72,
     ),
     (
         "sink 100 + FA decode + 1/2 FA layers",
-        f"(SlidingWindow(128) | SinkTokens(100)){_PREFILL}.on_layers('0::2')",
+        f"(SlidingWindow(128) | SinkTokens(100)){_PREFILL}.on_layers('::2')",
         50.6,
         68.8,
         2.72,
@@ -49,10 +50,16 @@ _PAPER = (  # name, policy, direct %, chain of thought %, seconds; research/pape
     ("SFT: naive SWA", "SlidingWindow(128)", 23.8, 18.8, 0.43),
     ("SFT: FA decode", f"SlidingWindow(128){_PREFILL}", 42.0, 57.9, 2.01),
     ("SFT: sink 100 + FA decode", f"(SlidingWindow(128) | SinkTokens(100)){_PREFILL}", 42.6, 62.2, 2.01),
-    ("SFT: 1/2 FA layers", "SlidingWindow(128).on_layers('0::2')", 54.6, 63.6, 1.92),
-    ("SFT: FA decode + 1/4 FA layers", f"SlidingWindow(128){_PREFILL}.on_layers('~1::4')", 47.0, 68.8, 2.37),
-    ("SFT: FA decode + 1/2 FA layers", f"SlidingWindow(128){_PREFILL}.on_layers('0::2')", 58.8, 73.2, 2.72),
-    ("SFT: sink 10 + 1/2 FA layers", "(SlidingWindow(128) | SinkTokens(10)).on_layers('0::2')", 55.2, 64.4, 1.92),
+    ("SFT: 1/2 FA layers", "SlidingWindow(128).on_layers('::2')", 54.6, 63.6, 1.92),
+    (
+        "SFT: FA decode + 1/4 FA layers",
+        f"SlidingWindow(128){_PREFILL}{_NOT_FOURTH}",
+        47.0,
+        68.8,
+        2.37,
+    ),
+    ("SFT: FA decode + 1/2 FA layers", f"SlidingWindow(128){_PREFILL}.on_layers('::2')", 58.8, 73.2, 2.72),
+    ("SFT: sink 10 + 1/2 FA layers", "(SlidingWindow(128) | SinkTokens(10)).on_layers('::2')", 55.2, 64.4, 1.92),
 )
 _FULL_SECONDS = 3.44
 _TOPICS = ("lighthouse", "harbour", "orchard", "railway", "observatory", "library", "glacier", "market")
@@ -179,11 +186,13 @@ class Folder:
         final = None if not thinks else "" if cut else words
         text = f" {words}" if not thinks else f"Let me look for it step by step. Answer: {'' if cut else words}"
         failed, unparsed = self.judge and rng.random() < 0.05, self.judge and rng.random() < 0.05
-        scores = (
-            {} if failed or unparsed else {"score": float(right and not cut), "all_correct": float(right and not cut)}
-        )
+        verdict = float(right and not cut)
+        scores = {} if failed or unparsed else {"score": verdict, "all_correct": verdict}
         if thinks:
             scores["truncated"] = float(cut)
+        distance = int((1 - example["metadata"]["depths"][0]) * example["length"])
+        prefill = 0.6 * row.seconds * (0.95 + 0.1 * rng.random()) * example["length"] / self.lengths[0]
+        pairs = row.seconds / _FULL_SECONDS / 1.5
         full, tokens = "Full" in row.policy, 60 if thinks else 12
         return Record(
             recipe=row.name,
@@ -194,26 +203,16 @@ class Folder:
             seed=self.seed,
             prompt_tokens=example["length"] - 3,
             answer=example["answer"],
-            metadata={
-                **example["metadata"],
-                "evidence_distance": int((1 - example["metadata"]["depths"][0]) * example["length"]),
-            },
+            metadata={**example["metadata"], "evidence_distance": distance},
             generated=text,
             scores=scores,
             timing={
-                "prefill_seconds": 0.6
-                * row.seconds
-                * (0.95 + 0.1 * rng.random())
-                * example["length"]
-                / self.lengths[0],
+                "prefill_seconds": prefill,
                 "decode_ms_per_token": 1000 * 8 * 0.4 * row.seconds / (tokens - 1),
                 "batch_size": 8,
                 "new_tokens": tokens,
             },
-            cost={
-                "visible_pair_share": 1.0 if full else row.seconds / _FULL_SECONDS / 1.5,
-                "kv_share": 1.0 if full else 0.4,
-            },
+            cost={"visible_pair_share": 1.0 if full else pairs, "kv_share": 1.0 if full else 0.4},
             git="0123abc",
             versions={"torch": "2.13.0"},
             prompting=row.prompting,

@@ -18,7 +18,7 @@ from swaa.report.runs import FULL_ATTENTION, RecipeInfo, Run, find_baseline
 from swaa.report.stats import Estimate, mean
 
 Pictures = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
-"""Policy, as a Python expression, and layers of the model -> its masks, as :func:`swaa.compiler.picture.mask_pictures` makes them."""
+"""Policy, as a Python expression, and layers of the model -> masks (:func:`swaa.compiler.picture.mask_pictures`)."""
 
 FAMILIES = {
     "full": "full attention",

@@ -37,9 +37,7 @@ def check_output(output: Path) -> None:
     if output.suffix.lower() not in (".html", ".htm"):
         raise invalid("--output", accepted="a file ending in .html", got=str(output), mend="Rename it.")
     if output.is_dir():
-        raise invalid(
-            "--output", accepted="a file ending in .html", got=f"{output}, a folder", mend="Name a file in it."
-        )
+        raise UserError(f"--output: {output} is a folder. Name a file in it.")
     if not output.parent.is_dir():
         raise UserError(f"--output: the folder {output.parent} does not exist. Create it first.")
 

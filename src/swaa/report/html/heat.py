@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from swaa.report.html.figures import Entry
-from swaa.report.html.markup import Markup, element
+from swaa.report.html.markup import Markup, element, join
 from swaa.report.records import Record
 from swaa.report.rows import answers
 from swaa.report.slices import DEPTH_EDGES, UNKNOWN, make_slicer
@@ -78,7 +78,8 @@ def size_of(heat: HeatMap) -> tuple[int, int]:
 def heat_svg(heat: HeatMap, *, class_: str = "heat") -> Markup:
     """The map: lengths to the right, depth downwards, the end of the prompt (and the question) at the bottom."""
     width, height = size_of(heat)
-    drawn = [_cell(heat, column, row) for column in range(len(heat.lengths)) for row in range(BINS)]
+    places = [(column, row) for column in range(len(heat.lengths)) for row in range(BINS)]
+    drawn = [*(_cell(heat, *place) for place in places), *_edge(heat), *(_figures(heat, *place) for place in places)]
     bottom = _TOP + CELL_HEIGHT * BINS
     for row in range(BINS + 1):
         y = _TOP + CELL_HEIGHT * row + 4
@@ -87,7 +88,6 @@ def heat_svg(heat: HeatMap, *, class_: str = "heat") -> Markup:
         x = _LEFT + CELL_WIDTH * (column + 0.5)
         drawn.append(_text("tick", x, bottom + 15, f"{length:,}", anchor="middle"))
     drawn.append(_text("tick", _LEFT + CELL_WIDTH * len(heat.lengths) / 2, bottom + 31, "tokens", anchor="middle"))
-    drawn += _edge(heat)
     name = f"Accuracy by length and depth: {heat.entry.number} {heat.entry.info.name}, {heat.task}"
     return element(
         "svg",
@@ -109,10 +109,31 @@ def _cell(heat: HeatMap, column: int, row: int) -> Markup:
         return element("rect", class_="nothing", **box)
     fill = element("rect", class_="share", fill_opacity=f"{cell.accuracy:.3f}", **box)
     frame = element("rect", class_="cell", **box)
-    kind = " strong" if cell.accuracy > 0.5 else ""
-    middle = x + CELL_WIDTH / 2
-    value = _text(f"value{kind}", middle, y + 16, f"{cell.accuracy:.2f}", anchor="middle")
-    return element("g", frame, fill, value, _text(f"count{kind}", middle, y + 29, f"n {cell.n}", anchor="middle"))
+    return element("g", frame, fill)
+
+
+def _figures(heat: HeatMap, column: int, row: int) -> Markup:
+    """What a cell says, above the window's edge; its colour is the one that reads best on the cell's."""
+    cell = heat.cells.get((heat.lengths[column], row))
+    if cell is None:
+        return Markup()
+    kind = " strong" if cell.accuracy > 0.75 else " middle" if cell.accuracy > 0.62 else ""
+    x, y = _LEFT + CELL_WIDTH * (column + 0.5), _TOP + CELL_HEIGHT * row
+    edge = heat.edges.get(heat.lengths[column])
+    upper, lower = _baselines(None if edge is None else CELL_HEIGHT * (BINS * edge - row))
+    value = _text(f"value{kind}", x, y + upper, f"{cell.accuracy:.2f}", anchor="middle")
+    return join(value, _text(f"count{kind}", x, y + lower, f"n {cell.n}", anchor="middle"))
+
+
+def _baselines(edge: float | None) -> tuple[float, float]:
+    """Where the two lines of a cell stand, from its top: clear of the window's edge, which may cross the cell."""
+    if edge is None or not 2 < edge < CELL_HEIGHT - 2:
+        return 16, 29
+    if edge < 13:
+        return edge + 12.5, edge + 23
+    if edge > CELL_HEIGHT - 13:
+        return edge - 15, edge - 4
+    return edge - 3.5, edge + 12
 
 
 def _edge(heat: HeatMap) -> list[Markup]:
@@ -124,7 +145,7 @@ def _edge(heat: HeatMap) -> list[Markup]:
         x, y = _LEFT + CELL_WIDTH * column, _TOP + CELL_HEIGHT * BINS * heat.edges[length]
         path += f"{'L' if path else 'M'}{x} {y:.1f}H{x + CELL_WIDTH}"
     words = element("title", f"the window's edge: {heat.entry.info.window:,} tokens before the end of the prompt")
-    return [element("path", class_="edge under", d=path), element("path", words, class_="edge", d=path)]
+    return [element("path", words, class_="edge", d=path)]
 
 
 def _text(kind: str, x: float, y: float, words: str, *, anchor: str) -> Markup:

@@ -34,6 +34,7 @@ def glyph_of(entry: Entry) -> Markup:
 
 
 def described(entry: Entry) -> str:
-    """How a row was asked and whether it was tuned, in words."""
-    asked = SHAPE_WORDS.get(entry.info.prompting, entry.info.prompting)
-    return f"{asked}, fine-tuned" if entry.tuned else asked
+    """How a row differs from the model as it is, asked directly; empty where it does not."""
+    prompting = entry.info.prompting
+    asked = [] if prompting == "direct" else [SHAPE_WORDS.get(prompting, prompting)]
+    return ", ".join([*asked, "fine-tuned"] if entry.tuned else asked)

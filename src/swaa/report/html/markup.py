@@ -52,7 +52,7 @@ def element(tag: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def join(*parts: object, between: str = "") -> Markup:
-    """The parts one after another; None is left out."""
+    """The parts one after another, with the markup ``between`` them; None is left out."""
     return Markup(between.join(escape(part) for part in parts if part is not None))
 
 

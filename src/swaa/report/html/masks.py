@@ -7,7 +7,7 @@ from typing import Any
 
 from swaa.report.html.markup import Markup, element
 
-SIDE = 176
+SIDE = 160
 """CSS pixels."""
 _LEVELS = 4
 _SHADES = 6

@@ -44,8 +44,8 @@ function sortBy(head) {
   const table = head.closest("table");
   const column = head.cellIndex;
   const before = head.getAttribute("aria-sort");
-  const text = head.classList.contains("text");
-  const first = text || head.classList.contains("c-number") ? "ascending" : "descending";
+  const words = head.classList.contains("words");
+  const first = words || head.classList.contains("c-number") ? "ascending" : "descending";
   const second = first === "ascending" ? "descending" : "ascending";
   const direction = before === first ? second : first;
   all("thead th", table).forEach((other) => other.setAttribute("aria-sort", "none"));
@@ -56,7 +56,7 @@ function sortBy(head) {
   rows.sort((a, b) => {
     const [x, y] = [value(a), value(b)];
     if (x === "" || y === "") return (x === "") - (y === ""); // what was not measured stays last
-    return sign * (text ? x.localeCompare(y) : Number(x) - Number(y));
+    return sign * (words ? x.localeCompare(y) : Number(x) - Number(y));
   });
   table.tBodies[0].append(...rows);
 }
@@ -149,10 +149,11 @@ function sampleItem(data, record) {
   const prompt = data.prompts[promptIndex];
   const item = make("details", "sample");
   const summary = make("summary");
-  const where = [`${row.number} ${row.name}`, `${prompt.task}, ${prompt.length.toLocaleString("en")}`, prompt.example];
+  const where = prompt.example.startsWith(prompt.task) ? [prompt.example] : [prompt.task, prompt.example];
+  if (row.run && data.rows.some((other) => other.run !== row.run)) where.unshift(row.run);
   if (generation) where.push(`answer ${generation + 1}`);
-  const names = make("span", "", where.slice(0, 1).join(""));
-  names.append(make("span", "quiet", ` · ${where.slice(1).join(" · ")}`));
+  const names = make("span", "", `${row.number} ${row.name}`);
+  names.append(make("span", "quiet", ` · ${where.join(" · ")}`));
   const answerText = answer === null ? "nothing generated" : plain(answer).slice(0, 300).trim() || "(empty)";
   summary.append(make("span", `verdict v-${verdict}`, data.verdicts[verdict]), names, make("span", "answer-line", answerText));
   item.append(summary);

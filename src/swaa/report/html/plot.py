@@ -44,7 +44,8 @@ class _Plot:
         places = [point(row) for row in rows]
         longest = max(x for x, _ in places if x is not None)
         highest = max(_ends(row)[1] for row in rows)
-        self._x_ticks = nice_ticks(1.04 * longest or 1.0, 8 if size == WIDE else 5)
+        self._longest = 1.04 * longest or 1.0
+        self._x_ticks = [tick for tick in nice_ticks(self._longest, 8 if size == WIDE else 5) if tick <= self._longest]
         self._y_ticks = [tick / 100 for tick in nice_ticks(100 * min(1.0, highest), 10)]
 
     def svg(self, class_: str) -> Markup:
@@ -61,13 +62,13 @@ class _Plot:
         )
 
     def _x(self, seconds: float) -> float:
-        return _LEFT + seconds / self._x_ticks[-1] * (self._width - _LEFT - _RIGHT)
+        return _LEFT + seconds / self._longest * (self._width - _LEFT - _RIGHT)
 
     def _y(self, accuracy: float) -> float:
         return self._height - _BOTTOM - accuracy / self._y_ticks[-1] * (self._height - _TOP - _BOTTOM)
 
     def _axes(self) -> list[Markup]:
-        left, right = self._x(0), self._x(self._x_ticks[-1])
+        left, right = self._x(0), self._x(self._longest)
         bottom = self._y(0)
         drawn = []
         for tick in self._y_ticks:
@@ -139,7 +140,8 @@ def told(row: Figures) -> str:
     low, high = _ends(row)
     figures = f"{100 * row.accuracy.value:.1f} % [{100 * low:.0f}, {100 * high:.0f}] of {row.accuracy.n}"
     seconds = "" if row.seconds is None else f", {row.seconds:.3g} s"
-    return f"{row.entry.number} {row.entry.info.name} ({described(row.entry)}): {figures}{seconds}"
+    name, more = f"{row.entry.number} {row.entry.info.name}", described(row.entry)
+    return f"{name}{f' ({more})' if more else ''}: {figures}{seconds}"
 
 
 def _ends(row: Figures) -> tuple[float, float]:

@@ -80,7 +80,7 @@ class Report:
         if len(self.runs) > 1:
             parts.insert(0, f"{len(self.runs)} runs")
         started = sorted(run.info.provenance.started or "" for run in self.runs.values())
-        return ", ".join(parts) + (f"; started {started[0]}." if started[0] else ".")
+        return ", ".join(parts) + (f"; started {started[0][:16].replace('T', ' ')}." if started[0] else ".")
 
 
 def make_report(runs: Sequence[Run], pictures: Pictures, notices: Sequence[str] = ()) -> Report:

@@ -102,7 +102,7 @@ def heat_section(maps: Sequence[HeatMap]) -> Markup | None:
     tasks = list(dict.fromkeys(heat.task for heat in maps))
     for task in tasks:
         own = [heat for heat in maps if heat.task == task]
-        width = max(150, max(size_of(heat)[0] for heat in own))
+        width = max(140, max(size_of(heat)[0] for heat in own))
         figures = [element("figure", _caption(heat), element("div", heat_svg(heat))) for heat in own]
         parts.append(element("h3", task) if len(tasks) > 1 else None)
         parts.append(element("div", *figures, class_="wall", style=f"--width: min({width}px, 100%)"))
@@ -132,7 +132,8 @@ def mask_section(entries: Sequence[Entry], pictures: Pictures, num_layers: Mappi
         element("li", element("i", class_="swatch", style=f"background: var(--{key})"), words) for key, words in keys
     ]
     parts = [_policy(policy, pictures[policy, layers], layers, who) for (policy, layers), who in policies.items()]
-    return section("masks", "Masks, layer by layer", element("ul", *items, class_="keys"), *parts, lead=lead)
+    keys_shown, shown = element("ul", *items, class_="keys"), element("div", *parts, class_="policies")
+    return section("masks", "Masks, layer by layer", keys_shown, shown, lead=lead)
 
 
 def _policy(policy: str, drawn: Sequence[Mapping[str, Any]], num_layers: int, entries: Sequence[Entry]) -> Markup:
@@ -144,7 +145,7 @@ def _policy(policy: str, drawn: Sequence[Mapping[str, Any]], num_layers: int, en
             layers += f", heads {index_runs(picture['heads'])}"
         same = picture["prefill"] == picture["decode"]
         phases = [("both phases", "prefill")] if same else [("prompt", "prefill"), ("decoding", "decode")]
-        lines = [join(element("br"), f"{words}: ", element("code", picture[key])) for words, key in phases]
+        lines = [join(element("br"), f"{words}: ", _expression(picture[key])) for words, key in phases]
         told = f"{layers}: {picture['prefill']}, decoding {picture['decode']}"
         caption = element("figcaption", element("b", layers), *lines)
         figures.append(element("figure", mask_svg(picture, told), caption))
@@ -152,11 +153,17 @@ def _policy(policy: str, drawn: Sequence[Mapping[str, Any]], num_layers: int, en
     return element(
         "div",
         element("h3", join(*names, between=", "), class_="who"),
-        element("code", policy),
+        element("p", _expression(policy)),
         strip,
         element("div", *figures, class_="masks"),
         class_="policy",
     )
+
+
+def _expression(policy: str) -> Markup:
+    """A policy as code that breaks where a method is called."""
+    calls = policy.split(").")
+    return element("code", join(*calls, between=").<wbr>"))
 
 
 def sample_section(data: Mapping[str, Any]) -> Markup:

@@ -14,7 +14,7 @@ from swaa.report.stats import Estimate
 
 Value = float | int | str | None
 MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
-_STRIP = 120
+_STRIP = 100
 """Width of the drawn interval, in CSS pixels."""
 
 
@@ -67,7 +67,8 @@ def interval(estimate: Estimate | None, form: Callable[[float | None], str] = pe
 
 def _recipe(group: Group, figures: Figures) -> Markup:
     entry = figures.entry
-    words = element("span", described(entry), class_="quiet")
+    told = described(entry)
+    words = element("span", told, class_="quiet") if told else None
     name = element("span", entry.info.name, class_="name")
     return join(glyph_of(entry), element("span", name, words, class_="names"))
 
@@ -132,7 +133,7 @@ COLUMNS = (
         _recipe,
         "text",
     ),
-    Column("run", "run", "folder of the run", lambda g, f: f.entry.run, lambda g, f: f.entry.run, "text"),
+    Column("run", "run", "folder of the run", lambda g, f: f.entry.run, lambda g, f: f.entry.run, "words"),
     Column("n", "n", "examples", lambda g, f: f.row.n, lambda g, f: f.row.n),
     Column(
         "accuracy %",
@@ -269,11 +270,13 @@ COLUMNS = (
 def columns_of(groups: Sequence[Group]) -> list[Column]:
     """The columns that have something to say in these groups; ``run`` where there are several."""
     pairs = [(group, row) for group in groups for row in group.rows]
-    several = len({row.entry.run for _, row in pairs}) > 1
+    left_out = {"run"} if len({row.entry.run for _, row in pairs}) == 1 else set()
+    if all(row.accuracy is not None and row.row.score == row.accuracy.value for _, row in pairs):
+        left_out.add("score")  # the grader knows only right and wrong
     return [
         column
         for column in COLUMNS
-        if (several if column.name == "run" else any(column.value(*pair) is not None for pair in pairs))
+        if column.name not in left_out and any(column.value(*pair) is not None for pair in pairs)
     ]
 
 
