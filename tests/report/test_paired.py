@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swaa.report.paired import ENUMERATED, compare_paired, holm, mcnemar_p, paired_interval, sign_flip_p
+from swaa.report.paired import ENUMERATED, compare_paired, holm, mcnemar_p, paired_interval, sign_flip_p, tango
+from swaa.report.stats import bootstrap, wilson
 
 FEW = settings(max_examples=max(1, settings.default.max_examples // 20))
 
@@ -73,17 +74,51 @@ def test_no_difference_is_no_evidence() -> None:
     assert sign_flip_p([]) == 1.0
 
 
+def score_statistic(gained: int, lost: int, n: int, d: float) -> float:
+    """The score test of "the difference is d"; the likeliest share of losses is looked for, not calculated."""
+
+    def log_likelihood(q: float) -> float:
+        parts = ((gained, q + d), (lost, q), (n - gained - lost, 1 - 2 * q - d))
+        return sum(count * math.log(max(share, 1e-300)) for count, share in parts if count)
+
+    low, high = max(0.0, -d), (1 - d) / 2
+    for _ in range(200):  # it is concave
+        third = (high - low) / 3
+        if log_likelihood(low + third) < log_likelihood(high - third):
+            low += third
+        else:
+            high -= third
+    return (gained - lost - n * d) / math.sqrt(n * (2 * low + d - d * d))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 24, 100])
+def test_tangos_ends_are_where_the_score_test_turns(n: int) -> None:
+    for gained in {0, 1, n // 3, n}:
+        for lost in {0, 1, (n - gained) // 2, n - gained} & set(range(n - gained + 1)):
+            interval = tango(gained, lost, n)
+            assert interval.low is not None
+            assert interval.high is not None
+            assert -1 <= interval.low <= interval.value == (gained - lost) / n <= interval.high <= 1
+            for end, sign in ((interval.low, 1), (interval.high, -1)):
+                if -1 < end < 1:
+                    z = score_statistic(gained, lost, n, end)
+                    assert z == pytest.approx(sign * 1.959963984540054, abs=1e-4)
+
+
 @pytest.mark.parametrize("n", [1, 5, 24, 100])
-def test_where_all_pairs_are_alike_the_interval_is_tangos(n: int) -> None:
-    """With no pair that differs, an end d solves |0 - d| = z sqrt(d (1 - d) / n) by Tango's score statistic."""
-    same = paired_interval([0.0] * n)
-    assert same.low is not None
-    assert same.high is not None
-    assert same.low == -same.high
-    assert same.high == pytest.approx(1.959963984540054 * math.sqrt(same.high * (1 - same.high) / n))
-    won, lost = paired_interval([1.0] * n), paired_interval([-1.0] * n)
-    assert (won.low, won.high) == (pytest.approx(1 - same.high), 1.0)
-    assert (lost.low, lost.high) == (-1.0, pytest.approx(same.high - 1))
+def test_where_no_pair_differs_the_interval_is_as_wide_as_wilsons(n: int) -> None:
+    same, won, lost = (paired_interval([value] * n) for value in (0.0, 1.0, -1.0))
+    wide = wilson(0, n).high
+    assert (same.low, same.high) == pytest.approx((-wide, wide))
+    assert won.low is not None
+    assert lost.high is not None
+    assert (won.high, lost.low) == (1.0, -1.0)
+    assert won.low == pytest.approx(-lost.high)
+
+
+def test_partial_scores_have_the_bootstraps_interval() -> None:
+    differences = [0.5, -1.0, 0.0, 1.0, 0.25]
+    assert paired_interval(differences) == bootstrap(differences)
 
 
 def test_pairs_are_the_examples_that_both_have() -> None:
@@ -97,16 +132,18 @@ def test_pairs_are_the_examples_that_both_have() -> None:
     assert compare_paired({"a": [1.0]}, {"b": [1.0]}) is None
 
 
-def test_the_paired_interval_covers_the_truth() -> None:
+@pytest.mark.parametrize(("ours", "theirs"), [(0.2, 0.1), (0.02, 0.1), (0.05, 0.4)])
+@pytest.mark.parametrize("n", [24, 60])
+def test_the_paired_interval_covers_the_truth(ours: float, theirs: float, n: int) -> None:
+    """Examples that only we get right, that only they do, and the rest; (0.02, 0.1) is where the bootstrap fails."""
     rng, held = random.Random(7), 0
-    for _ in range(300):
-        pairs = [(rng.random(), rng.random()) for _ in range(60)]  # both right: 0.4; only ours: 0.2; only theirs: 0.1
-        differences = [1.0 if a < 0.2 else -1.0 if a < 0.3 else 0.0 for a, _ in pairs]
-        interval = paired_interval(differences)
+    for _ in range(400):
+        draws = [rng.random() for _ in range(n)]
+        interval = paired_interval([1.0 if a < ours else -1.0 if a < ours + theirs else 0.0 for a in draws])
         assert interval.low is not None
         assert interval.high is not None
-        held += interval.low <= 0.1 <= interval.high
-    assert 0.92 <= held / 300 <= 0.985
+        held += interval.low <= ours - theirs <= interval.high
+    assert held / 400 >= 0.925
 
 
 def holm_by_hand(ps: list[float]) -> list[float]:

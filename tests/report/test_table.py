@@ -10,7 +10,7 @@ from rich.console import Console
 from report.planted import FULL, TUNED, WINDOW
 from report.planted import record as planted
 from swaa.report import NOTE, Record, Row, note, summarise, to_csv, to_markdown, to_rich, wilson
-from swaa.report.paired import mcnemar_p
+from swaa.report.paired import mcnemar_p, tango
 from swaa.report.runs import Stretch
 from swaa.report.stats import bootstrap
 from swaa.report.table import COLUMNS
@@ -135,7 +135,7 @@ def test_differences_are_to_the_baseline_on_the_same_examples() -> None:
     assert full.is_baseline
     assert full.paired is None
     assert window.paired is not None
-    assert window.paired.difference == bootstrap([0.0] * 2 + [-1.0] * 8 + [0.0] * 2)
+    assert window.paired.difference == tango(0, 8, 12)
     assert window.paired.p == pytest.approx(2 / 2**8) == mcnemar_p(0, 8)
     assert window.paired.p_holm == pytest.approx(2 * 2 / 2**8), "two comparisons"
     assert tuned.paired is not None
@@ -256,11 +256,11 @@ def test_what_more_there_is_is_a_second_table_in_a_terminal() -> None:
     tables = to_rich(summarise(records, baseline=FULL))
     assert [table.title for table in tables] == [
         "needle, 900 tokens",
-        "needle, 900 tokens: answers and differences",
+        "needle, 900 tokens (continued)",
     ]
     console = Console(width=80, file=io.StringIO())
     console.print(tables[1])
     text = console.file.getvalue()
-    assert "-100 [-100,-68]" in text
+    assert "-100 [-100,-35]" in text
     assert "baseline" in text
     assert "\u2026" not in text

@@ -15,7 +15,6 @@ from swaa.report.rows import Cell, Row, make_rows
 from swaa.report.runs import Run, find_baseline
 from swaa.report.slices import BY, Part, make_slicer
 
-
 NO_BASELINE = "No baseline: no recipe is full attention without fine-tuning. Name one with --baseline."
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from swaa.report.stats import BLOCK, SEED, Estimate, bootstrap, example_means, wilson
+from swaa.report.stats import BLOCK, SEED, Z95, Estimate, bootstrap, example_means
 
 Example = TypeVar("Example", bound=Hashable)
 
@@ -56,16 +57,47 @@ def compare_paired(
 
 
 def paired_interval(differences: Sequence[float]) -> Estimate:
-    """The mean difference of values in [0, 1], with the bootstrap's interval over examples.
+    """The mean difference of values in [0, 1], with its interval.
 
-    Where all differences are 0, or all 1 or -1, the bootstrap would claim certainty. The score interval of paired
-    shares (Tango 1998) is then that of Wilson for a share of 0 or 1, and stands instead.
+    Of right and wrong (differences of 1, 0 and -1) the score interval of :func:`tango`, otherwise the bootstrap's over
+    examples. The bootstrap would do badly where few examples differ, and claim certainty where none does.
     """
-    if len({*differences}) != 1 or differences[0] not in (-1.0, 0.0, 1.0):
+    if not set(differences) <= {-1.0, 0.0, 1.0}:
         return bootstrap(differences)
-    n, value = len(differences), differences[0]
-    slack = wilson(0, n).high
-    return Estimate(value, max(-1.0, value - slack), min(1.0, value + slack), n)
+    return tango(differences.count(1.0), differences.count(-1.0), len(differences))
+
+
+def tango(gained: int, lost: int, n: int) -> Estimate:
+    """The difference of two paired shares with its score interval (Tango 1998), the paired kin of Wilson's.
+
+    It holds the differences d that the score test does not refuse: those with
+    ``|gained - lost - n d| <= z sqrt(n (2 q + d (1 - d)))``, where q is the likeliest share of losses, were the
+    difference d.
+
+    Args:
+        gained: examples that only the recipe gets right.
+        lost: examples that only the baseline gets right.
+        n: all examples, at least one.
+    """
+    value = (gained - lost) / n
+
+    def distance(d: float) -> float:
+        """How far the difference is from d, in standard errors under d; it falls as d grows."""
+        linear, product = (2 * n - gained + lost) * d - gained - lost, lost * d * (1 - d)
+        q = (math.sqrt(linear * linear + 8 * n * product) - linear) / (4 * n)
+        return (gained - lost - n * d) / math.sqrt(n * (2 * q + d * (1 - d)))
+
+    low = -1.0 if lost == n else _falls_to(distance, Z95, -1.0, value)
+    high = 1.0 if gained == n else _falls_to(distance, -Z95, value, 1.0)
+    return Estimate(value, low, high, n)
+
+
+def _falls_to(function: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """Where in (low, high) a falling function has the value ``target``, by halving."""
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) > target else (low, middle)
+    return (low + high) / 2
 
 
 def sign_flip_p(differences: Sequence[float], *, flips: int = FLIPS, seed: int = SEED) -> float:

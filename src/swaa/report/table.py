@@ -181,7 +181,7 @@ def to_rich(rows: Sequence[Row]) -> list[Table]:
     for title, group in _groups(rows):
         tables.append(_rich(title, group, [*lead, *COLUMNS]))
         if extras:
-            tables.append(_rich(f"{title}: answers and differences", group, [*lead, COLUMNS[0], *extras]))
+            tables.append(_rich(f"{title} (continued)", group, [*lead, COLUMNS[0], *extras]))
     return tables
 
 
