@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -84,3 +85,12 @@ def test_a_task_is_graded_by_recall_unless_it_says_otherwise() -> None:
     assert Echo().grader == parse_grader("exact")
     assert NeedleSingle().sized
     assert NeedleSingle().left_out == {}
+
+
+def test_labels_say_what_is_changed_and_stay_short() -> None:
+    judge = {"name": "judge", "model": "m", "template": "{question} {references} {answer}" + " x" * 200}
+    task = task_from_dict({"name": "document_qa", "grader": judge})
+    assert re.fullmatch(r"document_qa\(grader=judge\(model=m, template=.{50}\.\.\. [0-9a-f]{8}\)\)", task.label)
+    other = task_from_dict({"name": "document_qa", "grader": judge | {"template": judge["template"] + "y"}})
+    assert other.label != task.label
+    assert task_from_dict(task.to_dict()) == task

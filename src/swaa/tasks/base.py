@@ -17,6 +17,8 @@ CountTokens = Callable[[str, str], int]
 """``(prompt, answer_prefix) -> tokens`` of the whole rendered prompt, chat template and answer prefix
 included."""
 
+_LONG = 100  # characters
+
 
 @dataclass(frozen=True)
 class Example:
@@ -148,13 +150,22 @@ def digest_of(values: Mapping[str, object]) -> str:
 def changed_parameters(value: object, name: str) -> str:
     """``name(parameter=value, ...)`` with the fields of a dataclass that have not their default; ``name`` if all do."""
     fields = dataclasses.fields(value)  # type: ignore[arg-type]
-    changed = [item.name for item in fields if getattr(value, item.name) != item.default]
+    changed = [item.name for item in fields if getattr(value, item.name) != _default(item)]
     said = ", ".join(f"{field}={_said(getattr(value, field))}" for field in changed)
     return f"{name}({said})" if said else name
 
 
+def _default(item: dataclasses.Field[object]) -> object:
+    return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+
+
 def _said(value: object) -> object:
-    return changed_parameters(value, value.name) if isinstance(value, Grader) else _plain(value)
+    """A parameter in a label: a grader with its own changed ones, a long text (a template) by beginning and digest."""
+    if isinstance(value, Grader):
+        return changed_parameters(value, value.name)
+    if isinstance(value, str) and len(value) > _LONG:
+        return f"{value[: _LONG // 2]}... {digest_of({'text': value})}"
+    return _plain(value)
 
 
 def _plain(value: object) -> object:
