@@ -129,9 +129,47 @@ def test_a_line_is_what_loops_say(
         assert abs(line.delta_nll) > 1e-3, "the policy must change something"
 
 
-@settings(max_examples=max(1, settings.default.max_examples // 100))
+def check_key_tokens(model: Any, tokenizer: Any, asked: Perplexity, text: str, lead: list[int], chunk_size: int) -> int:
+    """Compares the key tokens of a text with those of the definition, token by token; the number of sure ones."""
+    cutter = Beginning(tokenizer) if lead else tokenizer
+    with pytest.MonkeyPatch.context() as patch:  # a text without a file of its own for each example
+        patch.setattr("swaa.engine.perplexity.read_text", lambda file, field: text)
+        found = KeyTokens.find(model, cutter, asked, chunk_size=chunk_size)
+    cut = loop_stretches(tokenizer(text)["input_ids"], lead, asked.num_stretches, asked.length)
+    assert [list(stretch.ids) for stretch in found.stretches] == cut
+    number, short = 0, asked.short_length
+    for stretch, ids in zip(found.stretches, cut, strict=True):
+        long_nll = loop_nll(model, ids)
+        assert stretch.full_nll == pytest.approx(sum(long_nll) / len(long_nll), abs=CLOSE)
+        own = ids[len(lead) :]
+        stride = max(1, short // 4)
+        sure, possible = set(), set()
+        for place in range(short, len(own)):
+            begin = (place - short) // stride * stride
+            short_nll = loop_nll(model, lead + own[begin : place + 1])[-1]
+            long = long_nll[place + len(lead) - 1]
+            if short_nll - long > asked.key_gain + CLOSE and long < asked.key_nll - CLOSE:
+                sure.add(place + len(lead))
+            if begin and short_nll - long > asked.key_gain - CLOSE and long < asked.key_nll + CLOSE:
+                possible.add(place + len(lead))
+        assert sure <= set(stretch.key_tokens) <= possible
+        assert list(stretch.key_tokens) == sorted(set(stretch.key_tokens))
+        number += len(sure)
+    return number
+
+
+@pytest.mark.parametrize("chunk_size", [5, 1_024])
+@pytest.mark.parametrize("lead", [[], [BOS]], ids=["plain", "bos"])
+def test_key_tokens_are_those_of_the_definition(lead: list[int], chunk_size: int, tiny: Any, tokenizer: Any) -> None:
+    asked = Perplexity(2, 50, 9, key_gain=0.5, key_nll=6.5)
+    assert check_key_tokens(tiny, tokenizer, asked, letters(120), lead, chunk_size) >= 5
+
+
+@settings(max_examples=max(1, settings.default.max_examples // 150))
 @given(data=st.data())
-def test_key_tokens_are_those_of_the_definition(data: st.DataObject, tiny: Any, tokenizer: Any) -> None:
+def test_key_tokens_are_those_of_the_definition_whatever_is_asked(
+    data: st.DataObject, tiny: Any, tokenizer: Any
+) -> None:
     short = data.draw(st.integers(1, 12), "short_length")
     length = data.draw(st.integers(short + max(1, short // 4) + 2, 30), "length")
     number = data.draw(st.integers(1, 2), "num_stretches")
@@ -139,29 +177,7 @@ def test_key_tokens_are_those_of_the_definition(data: st.DataObject, tiny: Any, 
     lead = data.draw(st.sampled_from([[], [BOS]]), "lead")
     text = letters(number * length + data.draw(st.integers(0, 9)), data.draw(st.integers(1, 25)))
     asked = Perplexity(number, length, short, key_gain=gain, key_nll=most)
-    cutter = Beginning(tokenizer) if lead else tokenizer
-    chunk_size = data.draw(st.sampled_from([4, 1_024]), "chunk_size")
-    with pytest.MonkeyPatch.context() as patch:  # a text without a file of its own for each example
-        patch.setattr("swaa.engine.perplexity.read_text", lambda file, field: text)
-        found = KeyTokens.find(tiny, cutter, asked, chunk_size=chunk_size)
-    cut = loop_stretches(tokenizer(text)["input_ids"], lead, number, length)
-    assert [list(stretch.ids) for stretch in found.stretches] == cut
-    for stretch, ids in zip(found.stretches, cut, strict=True):
-        long_nll = loop_nll(tiny, ids)
-        assert stretch.full_nll == pytest.approx(sum(long_nll) / len(long_nll), abs=CLOSE)
-        own = ids[len(lead) :]
-        stride = max(1, short // 4)
-        sure, possible = set(), set()
-        for place in range(short, len(own)):
-            begin = (place - short) // stride * stride
-            short_nll = loop_nll(tiny, lead + own[begin : place + 1])[-1]
-            long = long_nll[place + len(lead) - 1]
-            if short_nll - long > gain + CLOSE and long < most - CLOSE:
-                sure.add(place + len(lead))
-            if begin and short_nll - long > gain - CLOSE and long < most + CLOSE:
-                possible.add(place + len(lead))
-        assert sure <= set(stretch.key_tokens) <= possible
-        assert list(stretch.key_tokens) == sorted(set(stretch.key_tokens))
+    check_key_tokens(tiny, tokenizer, asked, text, lead, data.draw(st.sampled_from([4, 1_024]), "chunk_size"))
 
 
 @pytest.mark.parametrize("composition", SIX, ids=str)
