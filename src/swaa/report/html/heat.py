@@ -14,7 +14,7 @@ from swaa.report.stats import example_means, mean
 
 BINS = len(DEPTH_EDGES) + 1
 """Of depth: 0 is the prompt's beginning, 1 its end."""
-CELL_WIDTH, CELL_HEIGHT = 50, 36
+CELL_WIDTH, CELL_HEIGHT = 50, 40
 _LEFT, _TOP, _BOTTOM = 34, 8, 36
 _DEPTH = make_slicer("depth", {})
 
@@ -128,7 +128,7 @@ def _figures(heat: HeatMap, column: int, row: int) -> Markup:
 def _baselines(edge: float | None) -> tuple[float, float]:
     """Where the two lines of a cell stand, from its top: clear of the window's edge, which may cross the cell."""
     if edge is None or not 2 < edge < CELL_HEIGHT - 2:
-        return 16, 29
+        return 18, 31
     if edge < 13:
         return edge + 12.5, edge + 23
     if edge > CELL_HEIGHT - 13:

@@ -131,7 +131,7 @@ COLUMNS = (
         "policy, prompting and fine-tuning, by name",
         lambda g, f: f.entry.info.name,
         _recipe,
-        "text",
+        "words",
     ),
     Column("run", "run", "folder of the run", lambda g, f: f.entry.run, lambda g, f: f.entry.run, "words"),
     Column("n", "n", "examples", lambda g, f: f.row.n, lambda g, f: f.row.n),
