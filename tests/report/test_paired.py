@@ -3,13 +3,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa.report.paired import ENUMERATED, compare_paired, holm, mcnemar_p, paired_interval, sign_flip_p, tango
-from swaa.report.stats import bootstrap, wilson
+from swaa.report.stats import Estimate, bootstrap, wilson
 
 FEW = settings(max_examples=max(1, settings.default.max_examples // 20))
 
@@ -132,18 +133,32 @@ def test_pairs_are_the_examples_that_both_have() -> None:
     assert compare_paired({"a": [1.0]}, {"b": [1.0]}) is None
 
 
+def coverage(interval_of: Callable[[list[float]], Estimate], ours: float, theirs: float, n: int) -> float:
+    """How often an interval holds the truth, exactly: over all numbers of examples that only one side gets right."""
+    held = 0.0
+    for gained in range(n + 1):
+        for lost in range(n + 1 - gained):
+            ways = math.comb(n, gained) * math.comb(n - gained, lost)
+            chance = ways * ours**gained * theirs**lost * (1 - ours - theirs) ** (n - gained - lost)
+            if chance < 1e-7:
+                continue
+            interval = interval_of([1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost))
+            assert interval.low is not None
+            assert interval.high is not None
+            held += chance * (interval.low - 1e-9 <= ours - theirs <= interval.high + 1e-9)
+    return held
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(0.2, 0.1), (0.02, 0.1), (0.05, 0.4)])
-@pytest.mark.parametrize("n", [24, 60])
+@pytest.mark.parametrize("n", [8, 24, 60])
 def test_the_paired_interval_covers_the_truth(ours: float, theirs: float, n: int) -> None:
-    """Examples that only we get right, that only they do, and the rest; (0.02, 0.1) is where the bootstrap fails."""
-    rng, held = random.Random(7), 0
-    for _ in range(400):
-        draws = [rng.random() for _ in range(n)]
-        interval = paired_interval([1.0 if a < ours else -1.0 if a < ours + theirs else 0.0 for a in draws])
-        assert interval.low is not None
-        assert interval.high is not None
-        held += interval.low <= ours - theirs <= interval.high
-    assert held / 400 >= 0.925
+    assert coverage(paired_interval, ours, theirs, n) >= 0.925
+
+
+@pytest.mark.parametrize(("n", "most"), [(8, 0.6), (24, 0.91)])
+def test_the_bootstrap_would_not_where_few_pairs_differ(n: int, most: float) -> None:
+    """Why the interval of right and wrong is another one."""
+    assert coverage(bootstrap, 0.02, 0.1, n) <= most
 
 
 def holm_by_hand(ps: list[float]) -> list[float]:

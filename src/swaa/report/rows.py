@@ -18,6 +18,8 @@ Example: TypeAlias = tuple[str, int, str]
 """Task, length and id."""
 Answers: TypeAlias = dict[Example, list[float]]
 """A value of each answer that has one, by example."""
+METRICS = {"score": "score", "forced": "forced_exact"}
+"""What differences are of -> what a record calls it."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,6 @@ def answers(records: Iterable[Record], value: Callable[[Record], float | None]) 
     return found
 
 
-def metric_of(metric: str) -> Callable[[Record], float | None]:
-    """What a record has of a ``Row.metric``."""
-    name = {"score": "score", "forced": "forced_exact"}[metric]
-    return lambda record: record.scores.get(name)
-
-
 def _row(cell: Cell, metric: str) -> Row:
     records, first = cell.records, cell.records[0]
     examples = len({(record.task, record.length, record.example) for record in records})
@@ -234,7 +230,7 @@ def _passes(records: Sequence[Record]) -> tuple[tuple[int, Estimate], ...]:
 def _paired(cell: Cell, metric: str) -> Paired | None:
     if cell.baseline is None:
         return None
-    value = metric_of(metric)
+    value = _scored(METRICS[metric])
     return compare_paired(answers(cell.records, value), answers(cell.baseline, value))
 
 

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
@@ -75,7 +74,7 @@ def bootstrap(
     Examples are drawn with replacement, and the ends are quantiles of the drawn means, as of the percentile interval
     (Efron, 1979). The quantiles lie further out than 2.5 %: at Phi(-sqrt(n / (n - 1)) t), where t is the 97.5 %
     quantile of Student's distribution with n - 1 degrees of freedom, since the percentile interval of a small sample is
-    too narrow by just this (Hesterberg 2015, arXiv 1411.5279, section 4).
+    too narrow by just this (Hesterberg 2015, arXiv 1411.5279).
 
     Args:
         values: at least one.
@@ -97,7 +96,7 @@ def bootstrap(
         return Estimate(value, None, None, n)
     if data.min() == data.max():  # no draw can differ; rounding must not
         return Estimate(float(data[0]), float(data[0]), float(data[0]), n)
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile(n - 1))
+    tail = math.erfc(math.sqrt(n / (n - 1) / 2) * student_quantile(n - 1)) / 2
     low, high = np.quantile(_drawn_means(data, shares, resamples, seed), [tail, 1 - tail])
     return Estimate(value, float(low), float(high), n)
 
