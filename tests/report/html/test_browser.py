@@ -71,7 +71,7 @@ def test_it_opens_without_a_word_and_fits(browser: Any, url: str, size: dict[str
         assert page.locator("svg.plot:visible").count() == 1
         sizes = page.evaluate(
             """() => [...document.querySelectorAll("svg text, td, th, p, li, figcaption")]
-                .filter((part) => part.getClientRects().length && part.textContent.trim())
+                .filter((part) => part.getBoundingClientRect().width > 1 && part.textContent.trim())
                 .map((part) => parseFloat(getComputedStyle(part).fontSize)
                     * (part.getScreenCTM && part.tagName === "text" ? part.getScreenCTM().a : 1))"""
         )
