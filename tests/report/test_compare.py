@@ -47,7 +47,10 @@ def test_rows_are_recipes_times_runs_against_one_baseline(first: Path, tmp_path:
     assert ps == [2 / 2**7, 2 / 2**6, 1.0]
     assert [row.paired.p_holm for row in found.rows if row.paired] == [3 * 2 / 2**7, 2 * 2 / 2**6, 1.0]
     assert "Baseline: first: FA." in found.facts
-    assert "Repeated: window 128 in first and second: 7 of 8 samples with one outcome." in found.facts
+    assert (
+        "Repeated in first and second: 1 recipe, 7 of 8 samples with the same scores; not all of window 128 7 of 8."
+        in found.facts
+    )
     markdown = to_markdown(found.rows)
     assert "| run | recipe | n |" in markdown
     assert "| second | window 128 | 8 | 25 [" in markdown
@@ -205,6 +208,7 @@ def test_the_command_prints_and_writes(first: Path, tmp_path: Path, capsys: pyte
         (["FIRST", "--edges", "5"], "edges: expected none, unless by is 'length', got [5]"),
         (["FIRST", "--by", "length", "--edges", "5,x"], "--edges: expected whole numbers, got '5,x'"),
         (["FIRST", "--baseline", "FAA"], "unknown recipe 'FAA'. Did you mean 'FA'?"),
+        (["FIRST", "-o", "TMP/../FIRSTNAME/run.json/x.md"], "--output: expected a file that can be written"),
         (["FIRST", "-o", "table.txt"], "--output: expected a file ending in .csv or .md, got 'table.txt'. Rename it."),
     ],
 )
@@ -217,6 +221,7 @@ def test_a_mistake_is_one_message(
         "FIRST": str(first),
         "TMP/../FIRSTNAME": f"{tmp_path}/../{tmp_path.name}/first",
         "EMPTY": str(empty),
+        "TMP/../FIRSTNAME/run.json/x.md": f"{first}/run.json/x.md",
     }
     assert main(["compare", *(places.get(arg, arg) for arg in argv)]) == 2
     printed = capsys.readouterr()
@@ -230,4 +235,6 @@ def test_two_runs_of_one_folder_name_go_by_their_paths(first: Path, tmp_path: Pa
     twin = plant(tmp_path / "other" / "first", grid(FULL, WINDOW, right={FULL: 8, WINDOW: 1}))
     found = compare(first, twin)
     assert {row.run for row in found.rows} == {str(first), str(twin)}
-    assert any(re.search("Repeated: FA in .*: 8 of 8 samples", fact) for fact in found.facts)
+    assert any(
+        re.search("Repeated in .*: 2 recipes, 16 of 16 samples with the same scores.", fact) for fact in found.facts
+    )

@@ -41,6 +41,11 @@ def compare(args: argparse.Namespace) -> int:
     runs = [read_run(folder) for folder in args.runs]
     edges = None if args.edges is None else _edges(args.edges)
     found = compare_runs(runs, baseline=args.baseline, by=args.by, edges=edges, common=args.common)
+    if args.output is not None:  # before anything is printed: who reads that may stop
+        facts = "".join(f"- {fact}\n" for fact in found.facts)
+        _write(
+            args.output, to_csv(found.rows) if args.output.suffix == ".csv" else f"{facts}\n{to_markdown(found.rows)}"
+        )
     console = make_console()
     for fact in found.facts:
         say(console, fact)
@@ -49,13 +54,17 @@ def compare(args: argparse.Namespace) -> int:
         console.print(table)
     console.print(note(found.rows), style="dim", markup=False)
     if args.output is not None:
-        facts = "".join(f"- {fact}\n" for fact in found.facts)
-        csv = args.output.suffix == ".csv"
-        text = to_csv(found.rows) if csv else f"{facts}\n{to_markdown(found.rows)}"
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text, encoding="utf-8")
         say(console, f"Tables: {args.output}")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        accepted = f"a file that can be written ({error.strerror})"
+        raise invalid("--output", accepted=accepted, got=str(path), mend="Name another.") from error
 
 
 def _edges(text: str) -> list[int]:

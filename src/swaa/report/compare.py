@@ -163,15 +163,20 @@ def _comparable(run: Run) -> dict[str, object]:
 
 
 def _repeated(entries: Sequence[Entry]) -> list[str]:
-    """A line for each recipe that several runs have: how many answers got the same score."""
-    lines = []
+    """A line for two runs that share recipes: how many answers came out the same, and of which recipes not all did."""
+    counts: dict[str, list[tuple[str, int, int]]] = {}
     for first, second in pairwise(entries):
-        if first.recipe.hash != second.recipe.hash:
-            continue
-        scores = [{sample_key(one): _outcome(one) for one in entry.records} for entry in (first, second)]
-        same = sum(scores[1].get(key) == outcome for key, outcome in scores[0].items())
-        where = f"{first.label} and {second.label}"
-        lines.append(f"Repeated: {first.recipe.name} in {where}: {same} of {len(scores[0])} samples with one outcome.")
+        if first.recipe.hash == second.recipe.hash:
+            before, now = ({sample_key(one): _outcome(one) for one in entry.records} for entry in (first, second))
+            same = sum(now.get(key) == outcome for key, outcome in before.items())
+            found = counts.setdefault(f"{first.label} and {second.label}", [])
+            found.append((first.recipe.name, same, len(before)))
+    lines = []
+    for runs, found in counts.items():
+        same, asked = sum(one[1] for one in found), sum(one[2] for one in found)
+        line = f"Repeated in {runs}: {len(found)} recipe{'s' * (len(found) > 1)}, {same} of {asked} samples with the same scores"
+        others = ", ".join(f"{name} {same} of {asked}" for name, same, asked in found if same < asked)
+        lines.append(f"{line}; not all of {others}." if others else f"{line}.")
     return lines
 
 
