@@ -174,7 +174,8 @@ def _repeated(entries: Sequence[Entry]) -> list[str]:
     lines = []
     for runs, found in counts.items():
         same, asked = sum(one[1] for one in found), sum(one[2] for one in found)
-        line = f"Repeated in {runs}: {len(found)} recipe{'s' * (len(found) > 1)}, {same} of {asked} samples with the same scores"
+        recipes = f"{len(found)} recipe{'s' * (len(found) > 1)}"
+        line = f"Repeated in {runs}: {recipes}, {same} of {asked} samples with the same scores"
         others = ", ".join(f"{name} {same} of {asked}" for name, same, asked in found if same < asked)
         lines.append(f"{line}; not all of {others}." if others else f"{line}.")
     return lines
