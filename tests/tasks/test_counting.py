@@ -133,6 +133,7 @@ def test_lengths_are_exact_with_a_real_tokenizer(task: CommonWords | FrequentWor
         assert pieces(example.prompt, example.answer_prefix) == length
 
 
+@few
 @given(counts=st.lists(st.integers(0, 5), max_size=6), more=st.lists(st.integers(0, 3), min_size=6, max_size=6))
 def test_a_mixture_keeps_its_order_when_more_comes(counts: list[int], more: list[int]) -> None:
     bigger = [number + extra for number, extra in zip(counts + [0] * (6 - len(counts)), more, strict=True)]

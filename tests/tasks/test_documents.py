@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from swaa.errors import UserError
 from swaa.graders import AnyFound, Recall
 from swaa.tasks import DocumentQA, task_from_dict
+from swaa.tasks.draws import Draws
+from swaa.tasks.people import people
 from tasks.counters import make, pieces, thirds, words
 
 FILE = Path(__file__).parents[1] / "data" / "documents.jsonl"
@@ -162,3 +165,8 @@ def test_mistakes(values: dict[str, object], message: str) -> None:
 def test_shorter_than_its_documents_says_the_shortest() -> None:
     with pytest.raises(UserError, match=r"length of document_qa: expected at least \d+ tokens, for the documents"):
         make(DocumentQA(), 40)
+
+
+def test_no_two_people_share_a_surname() -> None:
+    surnames = [person.name.split()[1] for person in islice(people(Draws(0)), 4000)]
+    assert len(set(surnames)) == 4000

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa.cli.listings import list_tasks
@@ -105,6 +105,7 @@ def test_the_listing_tells_what_a_task_needs_and_its_grader_by_name() -> None:
 names = st.text(string.ascii_lowercase, min_size=1, max_size=5)
 
 
+@settings(max_examples=settings.default.max_examples // 20)
 @given(values=st.dictionaries(names, st.text("ab{}.", max_size=4) | st.integers(), min_size=1), data=st.data())
 def test_templates_fill_as_format_does(values: dict[str, object], data: st.DataObject) -> None:
     part = st.sampled_from(sorted(values)).map("{{{}}}".format) | st.sampled_from(["{{", "}}", "x", " ", "\n"])

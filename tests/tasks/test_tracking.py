@@ -100,3 +100,10 @@ def test_too_short_says_the_shortest_and_that_one_is_right() -> None:
 def test_mistakes(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         task_from_dict({"name": "variable_tracking"} | values)
+
+
+def test_short_names_are_each_used_once() -> None:
+    task = VariableTracking(num_chains=32, num_hops=7, name_length=3)  # 256 of 17,576 names: two alike are likely
+    for example in make(task, 3000, number=8):
+        names = [name for name, _, _ in ASSIGNMENT.findall(example.prompt)]
+        assert len(set(names)) == len(names) == 256
