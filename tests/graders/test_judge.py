@@ -221,6 +221,25 @@ class TestCache:
         ):
             judge(server.url).grade("correct", QUESTION)
 
+    def test_a_disk_that_is_full_leaves_the_former_reply_whole(self) -> None:
+        program = textwrap.dedent("""
+            import resource, signal
+            from swaa.errors import UserError
+            from swaa.graders.replies import ReplyShelf
+            shelf, body = ReplyShelf("http://h"), {"model": "m"}
+            shelf.put(body, "the first")
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            try:
+                shelf.put(body, "x" * 100_000)
+            except UserError as error:
+                print(error)
+            print(shelf.get(body), [path.name for path in shelf.path(body).parent.iterdir() if "new" in path.name])
+        """)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("cannot write the judge's replies in ")
+        assert done.stdout.endswith("\nthe first []\n")
+
     @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
     def test_a_process_that_dies_leaves_what_it_had(self, tmp_path: Path, blow: signal.Signals) -> None:
         """It dies with three replies in flight. What it left can be read, and only the rest is asked again."""

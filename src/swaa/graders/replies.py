@@ -5,6 +5,7 @@ A file is there whole or not at all, whoever dies while writing it, and any numb
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,6 +58,8 @@ class ReplyShelf:
             draft.write_text(content, encoding="ascii")
             draft.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+                draft.unlink()
             raise self._useless("write", error) from error
 
     def _useless(self, verb: str, error: OSError) -> UserError:
