@@ -73,7 +73,7 @@ def test_it_opens_without_a_word_and_fits(browser: Any, url: str, size: dict[str
             """() => [...document.querySelectorAll("svg text, td, th, p, li, figcaption")]
                 .filter((part) => part.getBoundingClientRect().width > 1 && part.textContent.trim())
                 .map((part) => parseFloat(getComputedStyle(part).fontSize)
-                    * (part.getScreenCTM && part.tagName === "text" ? part.getScreenCTM().a : 1))"""
+                    * (part.tagName === "text" ? Math.hypot(part.getScreenCTM().a, part.getScreenCTM().b) : 1))"""
         )
         assert len(sizes) > 500
         assert min(sizes) >= 10
