@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from swaa.compiler.interval import INFINITY, Interval, UnknownOperation, Verdict
 
-TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
+FIFTH = settings(max_examples=max(20, settings.default.max_examples // 5))
 
 
 @st.composite
@@ -56,7 +56,7 @@ COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": oper
 COMPARISONS["!="] = operator.ne
 
 
-@TENTH
+@FIFTH
 @given(st.sampled_from(sorted(ARITHMETIC)), runs(), runs())
 def test_arithmetic_contains_every_result(name: str, one: range, two: range) -> None:
     result = ARITHMETIC[name](abstract(one), abstract(two))
@@ -69,7 +69,7 @@ def test_arithmetic_contains_every_result(name: str, one: range, two: range) -> 
         assert (int(result.lo), int(result.hi)) == (min(values), max(values))
 
 
-@TENTH
+@FIFTH
 @given(st.sampled_from(sorted(COMPARISONS)), runs(), runs())
 def test_comparisons_are_exact(name: str, one: range, two: range) -> None:
     compare = COMPARISONS[name]
@@ -78,7 +78,7 @@ def test_comparisons_are_exact(name: str, one: range, two: range) -> None:
     assert (bool(verdict.may), bool(verdict.must)) == (True in values, False not in values)
 
 
-@TENTH
+@FIFTH
 @given(st.sampled_from(sorted(COMPARISONS)), runs(), st.integers(-15, 15))
 def test_comparisons_with_numbers_on_either_side(name: str, run: range, number: int) -> None:
     compare = COMPARISONS[name]
@@ -118,7 +118,7 @@ def test_logic_is_sound_and_exact_where_decided(name: str, one: set[bool], two: 
         assert (bool(verdict.may), bool(verdict.must)) == (True in values, False not in values)
 
 
-@TENTH
+@FIFTH
 @given(runs(), runs())
 def test_known_torch_functions(one: range, two: range) -> None:
     for function, plain in ((torch.minimum, min), (torch.maximum, max)):
