@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from forking import Forks
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>{% endfor %}"
@@ -94,3 +98,17 @@ def experiment_file(tmp_path: Path, model_folder: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(EXPERIMENT.format(model=model_folder, output=tmp_path / "out"))
     return path
+
+
+@pytest.fixture(scope="session")
+def forks(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts processes that run ``swaa``."""
+    folder = tmp_path_factory.mktemp("forks")
+    data, file = folder / "data.jsonl", folder / "warm-up.yaml"
+    data.write_text(json.dumps({"prompt": "What is it?", "answer": "This."}))
+    train = {"files": [str(data)], "max_steps": 1}
+    model = {"name": str(model_folder), "device": "cpu", "dtype": "float32"}
+    file.write_text(json.dumps({"model": model, "policy": "SlidingWindow(4)", "train": train}))
+    forks = Forks(["finetune", str(file), "-o", str(folder / "warm-up")], folder)
+    yield forks
+    forks.close()

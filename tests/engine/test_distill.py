@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from forking import PATIENCE, Forks
 from swaa.config import Distillation, ModelConfig, load_distillation
 from swaa.engine.batch import Sample
 from swaa.engine.decode import Generation
@@ -421,12 +422,6 @@ def test_a_reply_that_spells_a_special_token_is_marked(
     assert Teacher(model, tokenizer, config)._answers([sample], made)[0].control is control
 
 
-PROGRAM = """
-import sys
-from swaa.config import load_distillation
-from swaa.engine.distill import run_distillation
-run_distillation(load_distillation(sys.argv[1], output=sys.argv[2]))
-"""
 NEEDLES = """
 model: {{name: {model}, device: cpu}}
 tasks: [{{name: needle_single}}]
@@ -442,24 +437,28 @@ decoding: {{max_new_tokens: 12, temperature: 1.3, stop: {stops}}}
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-c"])
 def test_a_killed_process_is_continued_to_the_same_bytes(
-    folder_of_model: Path, tmp_path: Path, how: signal.Signals
+    forks: Forks, folder_of_model: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    file, patience = tmp_path / "needles.yaml", 120
+    file = tmp_path / "needles.yaml"
     file.write_text(NEEDLES.format(model=folder_of_model, stops=json.dumps(STOPS)))
-    command = [sys.executable, "-c", PROGRAM, str(file), str(tmp_path / "cut")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    answers, deadline = tmp_path / "cut" / "answers.jsonl", time.monotonic() + patience
+    command, threads = ["distill", str(file), "-o", str(tmp_path / "cut")], torch.get_num_threads()
+    process = forks.start(command, threads=threads)
+    answers, deadline = tmp_path / "cut" / "answers.jsonl", time.monotonic() + PATIENCE
     while not (answers.exists() and answers.read_bytes().count(b"\n") >= 5):
-        assert process.poll() is None, process.communicate()
+        assert process.running, process.err
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(how)
-    _, err = process.communicate(timeout=patience)
+    os.kill(process.pids[0], how)
+    assert process.end() == [130 if how == signal.SIGINT else -how], process.err
     done = answers.read_bytes()
     assert 5 <= done.count(b"\n") < 14, "the test must end a run that is under way"
     if how == signal.SIGINT:
-        assert f"Interrupted; the answers to {done.count(bytes([10]))} prompts are kept in {answers.parent}." in err
-    subprocess.run(command, check=True, timeout=patience, capture_output=True)
+        assert (
+            f"Interrupted; the answers to {done.count(bytes([10]))} prompts are kept in {answers.parent}."
+            in process.err
+        )
+    again = forks.start(command, threads=threads)
+    assert again.end() == [0], again.err
     whole = load_distillation(file, output=tmp_path / "whole")
     run_distillation(whole)
     assert answers.read_bytes().startswith(done[: done.rfind(b"\n") + 1]), "what was done stays as it was"

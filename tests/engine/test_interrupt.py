@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from forking import PATIENCE, Forks, Started
 from swaa.config import load_experiment
 from swaa.engine import run_experiment
 from swaa.engine.interrupt import StopRequested, stoppable
 
-PATIENCE = 120
-"""Seconds until a test gives up."""
 
-
-def start(experiment_file: Path, output: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "swaa",
-        "run",
-        str(experiment_file),
-        "-o",
-        str(output),
-        "num_examples=12",
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(forks: Forks, experiment_file: Path, output: Path) -> Started:
+    command = ["run", str(experiment_file), "-o", str(output), "num_examples=12"]
+    return forks.start(command, threads=torch.get_num_threads())
 
 
 def results(path: Path) -> dict[tuple[object, ...], object]:
@@ -52,28 +41,29 @@ def results(path: Path) -> dict[tuple[object, ...], object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
-def test_an_interrupted_run_can_be_continued(experiment_file: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_run_can_be_continued(
+    forks: Forks, experiment_file: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     records = tmp_path / "cut" / "records.jsonl"
-    process = start(experiment_file, records.parent)
+    process = start(forks, experiment_file, records.parent)
     deadline = time.monotonic() + PATIENCE
     while not (records.exists() and records.read_text().count("\n") >= 10):
-        assert process.poll() is None, process.communicate()
+        assert process.running, process.err
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(how)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, err
-    assert out == ""
+    os.kill(process.pids[0], how)
+    assert process.end() == [130], process.err
+    err = process.err
+    assert process.out == ""
     done = records.read_text()
     assert 10 <= done.count("\n") < 144, "the test must interrupt a run that is under way"
     assert f"Interrupted; {done.count(chr(10))} finished samples are kept in {records.parent}." in err
     assert "Run the same command again to go on from there." in err
     assert "Traceback" not in err
 
-    again = start(experiment_file, records.parent)
-    out, err = again.communicate(timeout=PATIENCE)
-    assert again.returncode == 0, err
-    assert "half" in out
+    again = start(forks, experiment_file, records.parent)
+    assert again.end() == [0], again.err
+    assert "half" in again.out
     assert records.read_text().startswith(done), "what was done stays as it was"
     whole = load_experiment(experiment_file, ["num_examples=12"], output=tmp_path / "whole")
     run_experiment(whole)

@@ -23,7 +23,7 @@ def test_the_order_of_the_paper_shows_on_the_real_model(smollm2: Path, tmp_path:
 
     Compared by nats per answer token, which tell more of four samples than right and wrong do.
     """
-    changes = [f"model.name={smollm2}", "scoring=[teacher_forced]", "num_examples=4", "batch_size=4"]
+    changes = [f"model.name={smollm2}", "scoring=[teacher_forced]", "num_examples=4", "batch_size=4", "lengths=[450]"]
     experiment = load_experiment(QUICKSTART, changes, output=tmp_path)
     chosen = tuple(recipe for recipe in experiment.recipes if recipe.name in ("FA", BEST, *WEAK))
     rows = run_experiment(dataclasses.replace(experiment, recipes=chosen))

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from forking import PATIENCE, Forks
 from plants import Write, conversations, write_lines
 from swaa.cli import main
 from swaa.config import load_finetuning
@@ -26,14 +25,7 @@ from swaa.engine.tuning import run_finetuning
 from swaa.engine.tuning.module import FineTuner
 from swaa.engine.tuning.outcome import Outcome
 
-PATIENCE = 120
-"""Seconds until a test gives up."""
 NOT_EQUAL = ("train/seconds", "train/tokens_per_second")
-
-
-def start(file: Path, output: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "swaa", "finetune", str(file), "-o", str(output)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def tune(file: Path, output: Path, *overrides: str, fresh: bool = False) -> Outcome:
@@ -43,18 +35,17 @@ def tune(file: Path, output: Path, *overrides: str, fresh: bool = False) -> Outc
     return outcome
 
 
-def cut(file: Path, output: Path, when: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> str:
+def cut(forks: Forks, file: Path, output: Path, when: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> str:
     """Start a training in a process of its own and end it at a moment; what it said."""
-    process = start(file, output)
+    process = forks.start(["finetune", str(file), "-o", str(output)], threads=torch.get_num_threads())
     deadline = time.monotonic() + PATIENCE
     while not when():
-        assert process.poll() is None, process.communicate()
+        assert process.running, process.err
         assert time.monotonic() < deadline
         time.sleep(0.0005)
-    process.send_signal(how)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == (130 if how is signal.SIGINT else -how), err
-    return err
+    os.kill(process.pids[0], how)
+    assert process.end() == [130 if how is signal.SIGINT else -how], process.err
+    return process.err
 
 
 def steps_logged(output: Path) -> int:
@@ -100,7 +91,9 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_kill_9_at_any_moment_changes_no_bit(write_config: Write, data_file: Path, tmp_path: Path, way: str) -> None:
+def test_kill_9_at_any_moment_changes_no_bit(
+    forks: Forks, write_config: Write, data_file: Path, tmp_path: Path, way: str
+) -> None:
     """Killed before its first checkpoint, while a checkpoint is written, and at a random moment."""
     file = write_config(
         train={"epochs": 30},
@@ -119,18 +112,18 @@ def test_kill_9_at_any_moment_changes_no_bit(write_config: Write, data_file: Pat
     output = tmp_path / "cut"
     checkpoints = output / "checkpoints"
     moment = random.randrange(24, 48)
-    cut(file, output, lambda: steps_logged(output) >= 2)
-    cut(file, output, lambda: newest(output) >= "step-000012" and any(checkpoints.glob(".step-*.partial")))
-    cut(file, output, lambda: newest(output) >= f"step-{moment:06d}")
+    cut(forks, file, output, lambda: steps_logged(output) >= 2)
+    cut(forks, file, output, lambda: newest(output) >= "step-000012" and any(checkpoints.glob(".step-*.partial")))
+    cut(forks, file, output, lambda: newest(output) >= f"step-{moment:06d}")
     assert not (output / "report.json").exists(), "the test must cut off a training that is under way"
     assert_same(whole, tune(file, output))
     assert not any(path.name.endswith(".partial") for path in checkpoints.iterdir())
 
 
 @pytest.mark.slow
-def test_ctrl_c_tells_how_to_go_on(write_config: Write, tmp_path: Path) -> None:
+def test_ctrl_c_tells_how_to_go_on(forks: Forks, write_config: Write, tmp_path: Path) -> None:
     file, output = write_config(train={"epochs": 400}), tmp_path / "out"
-    err = cut(file, output, lambda: newest(output) >= "step-000006", signal.SIGINT)
+    err = cut(forks, file, output, lambda: newest(output) >= "step-000006", signal.SIGINT)
     kept = newest(output)
     where = f"Interrupted; the last checkpoint in {output / 'checkpoints'}: after step {int(kept[5:])}."
     assert f"{where} Run the same command again to go on from there." in err
@@ -147,7 +140,10 @@ class Stop(Exception):
 
 @pytest.fixture(scope="module")
 def whole(write_config_to: Write, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A file, and what came of it: 12 steps in 6 epochs, a look after every third, a checkpoint after each."""
+    """A file, and what came of it: 12 steps in 6 epochs, a look after every third, a checkpoint after each.
+
+    Beside its folder there is a copy of it as it stood after each step, as a kill would have left it.
+    """
     folder = tmp_path_factory.mktemp("whole")
     other = write_lines(folder / "other.jsonl", [{**line, "answer": line["answer"][::-1]} for line in conversations()])
     file = write_config_to(
@@ -158,7 +154,14 @@ def whole(write_config_to: Write, tmp_path_factory: pytest.TempPathFactory) -> t
         lora={"dropout": 0.1, "targets": "all-linear"},
         optimizer={"learning_rate": 0.02, "schedule": "constant"},  # so much that the loss on other answers rises
     )
-    outcome = tune(file, folder / "whole")
+
+    def keep(*_: Any) -> None:
+        if step := newest(folder / "whole"):
+            shutil.copytree(folder / "whole", folder / step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FineTuner, "on_train_batch_start", keep)
+        outcome = tune(file, folder / "whole")
     losses = [row["validation/loss"] for row in outcome.metrics if row["step"] in (3, 6, 9, 12)]
     assert min(losses) < losses[-1], "the tests need a best that is not the last"
     return file, outcome
@@ -168,24 +171,14 @@ Unfinished = tuple[Path, Outcome, Callable[[int], Path]]
 
 
 @pytest.fixture
-def unfinished(whole: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Unfinished:
+def unfinished(whole: tuple[Path, Outcome], tmp_path: Path) -> Unfinished:
     """The file and the outcome, and a folder of the same training as it stands after a step."""
     file, outcome = whole
 
     def stands(after: int) -> Path:
-        output = tmp_path / f"after-{after}"
-
-        def stop(*_: Any) -> None:
-            if newest(output) == f"step-{after:06d}":
-                raise Stop
-
-        config = load_finetuning(file, output=output)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(FineTuner, "on_train_batch_start", stop)
-            with pytest.raises(Stop):
-                run_finetuning(config, console=Console(quiet=True))
-        capsys.readouterr()
-        return output
+        step = f"step-{after:06d}"
+        shutil.copytree(file.parent / step, tmp_path / step)
+        return tmp_path / step
 
     return file, outcome, stands
 

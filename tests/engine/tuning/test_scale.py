@@ -8,26 +8,22 @@ import itertools
 import json
 import math
 import os
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from forking import PATIENCE, Forks, Started
 from swaa.config import load_finetuning
 from swaa.engine.tuning.folder import differences
 from swaa.engine.tuning.run import run_finetuning
 from swaa.errors import UserError
 
-PATIENCE = 180
-"""Seconds until a test gives up."""
 NUM_STEPS = 6
 
 FINETUNE = """
@@ -70,69 +66,19 @@ def file(data: Path, model_folder: Path) -> Path:
     return path
 
 
-class Forks:
-    """The script beside this one: a training per call, in as many forked processes as it has ranks."""
-
-    def __init__(self, file: Path, folder: Path) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-        warm_up = ["finetune", str(file), "-o", str(folder / "warm-up"), "train.max_steps=1"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._file, self._folder = file, folder
-        self._process = subprocess.Popen(
-            [*command, *warm_up],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            bufsize=1,
-        )
-        self._answer()
-
-    def train(self, output: Path, *overrides: str, ranks: int) -> None:
-        """A whole training that goes well; each rank's process is started as a launcher would."""
-        self.begin(output, *overrides, *([f"trainer.devices={ranks}"] if ranks > 1 else []), ranks=ranks)
-        codes, said = self.end()
-        assert codes == [0] * ranks, f"exit codes {codes}\n{said}"
-        assert "Traceback" not in said
-        warned = [line for line in said.splitlines() if "Warning" in line and "find_unused_parameters" not in line]
-        assert not warned, said
-
-    def begin(self, output: Path, *overrides: str, ranks: int = 1) -> int:
-        """Start a training; the process id of its first rank."""
-        argv = ["finetune", str(self._file), "-o", str(output), *overrides]
-        self._logs = [Path(f"{output}.log.{rank}") for rank in range(ranks)]
-        order = {"argv": argv, "ranks": ranks, "seconds": PATIENCE - 10, "log": f"{output}.log"}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({**order, "folder": str(self._folder)}) + "\n")
-        pids: list[int] = json.loads(self._answer())
-        return pids[0]
-
-    def end(self) -> tuple[list[int | None], str]:
-        """Wait for its end: exit codes, None for a rank that hung, and what was printed."""
-        codes = json.loads(self._answer())
-        return codes, "\n".join(log.read_text() for log in self._logs)
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
-        assert ready, "no answer in time"
-        return self._process.stdout.readline()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+def train_in(forks: Forks, file: Path, output: Path, *overrides: str, ranks: int) -> None:
+    """A whole training that goes well; each rank's process is started as a launcher would."""
+    devices = [f"trainer.devices={ranks}"] if ranks > 1 else []
+    started = forks.start(["finetune", str(file), "-o", str(output), *overrides, *devices], ranks=ranks)
+    codes, said = started.end(), started.out + started.err
+    assert codes == [0] * ranks, f"exit codes {codes}\n{said}"
+    assert "Traceback" not in said
+    warned = [line for line in said.splitlines() if "Warning" in line and "find_unused_parameters" not in line]
+    assert not warned, said
 
 
 @pytest.fixture(scope="module")
-def forks(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(file, tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.close()
-
-
-@pytest.fixture(scope="module")
-def train(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(forks: Forks, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """``train(*overrides, ranks=2)`` -> the folder of such a training; each is done once."""
     folder = tmp_path_factory.mktemp("trainings")
     done: dict[tuple[object, ...], Path] = {}
@@ -144,7 +90,7 @@ def train(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Train:
         key = (ranks, *overrides)
         if key not in done:
             output = folder / f"training-{next(numbers)}"
-            forks.train(output, *overrides, ranks=ranks)
+            train_in(forks, file, output, *overrides, ranks=ranks)
             done[key] = output
         return done[key]
 
@@ -242,7 +188,7 @@ SETUPS = {"one": (1, "auto"), "ddp": (2, "ddp"), "fsdp2": (2, "fsdp2")}
 @pytest.mark.parametrize("now", SETUPS)
 @pytest.mark.parametrize("before", SETUPS)
 def test_any_setup_goes_on_from_any_checkpoint(
-    forks: Forks, train: Train, model_folder: Path, tmp_path: Path, before: str, now: str
+    forks: Forks, file: Path, train: Train, model_folder: Path, tmp_path: Path, before: str, now: str
 ) -> None:
     ranks, strategy = SETUPS[before]
     whole = train(*FULL, f"trainer.strategy={strategy}", ranks=ranks)
@@ -251,7 +197,7 @@ def test_any_setup_goes_on_from_any_checkpoint(
     for name in ("checkpoints/step-000006", "merged"):
         shutil.rmtree(cut / name)
     ranks, strategy = SETUPS[now]
-    forks.train(cut, *FULL, f"trainer.strategy={strategy}", ranks=ranks)
+    train_in(forks, file, cut, *FULL, f"trainer.strategy={strategy}", ranks=ranks)
     expected = {key: value for key, value in curve(train(*FULL)).items() if key[0] > 4}
     assert {step for step, _ in expected} == {5, 6}
     check_same_curve(expected, curve(cut, part=4))
@@ -323,12 +269,14 @@ torch.distributed.reduce_scatter_single = count_and_scatter
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "exchanges"), [("ddp", 1), ("fsdp2", 4)], ids=["ddp", "fsdp2"])
-def test_gradients_are_exchanged_once_a_step(forks: Forks, tmp_path: Path, strategy: str, exchanges: int) -> None:
+def test_gradients_are_exchanged_once_a_step(
+    forks: Forks, file: Path, tmp_path: Path, strategy: str, exchanges: int
+) -> None:
     """DDP has one bucket for so few weights, FSDP2 one of each of the four layers."""
     plugin, counts = tmp_path / "count.py", tmp_path / "counts"
     plugin.write_text(COUNT.format(path=str(counts)))
     overrides = (f"plugins=[{plugin}]", f"trainer.strategy={strategy}", *ACCUMULATED)
-    forks.train(tmp_path / "out", *overrides, ranks=2)
+    train_in(forks, file, tmp_path / "out", *overrides, ranks=2)
     for rank in range(2):
         assert len(Path(f"{counts}{rank}").read_text()) == exchanges * NUM_STEPS
 
@@ -362,15 +310,19 @@ FAILURES = {
 }
 
 
-def check_one_error(forks: Forks, said: str, output: Path, *overrides: str) -> None:
-    """Of a training whose first process starts the second one itself, as the command line does."""
-    pid = forks.begin(output, "trainer.devices=2", *overrides)
-    codes, printed = forks.end()
+def start(forks: Forks, file: Path, output: Path, *overrides: str) -> Started:
+    """A training whose first process starts the second one itself, as the command line does."""
+    return forks.start(["finetune", str(file), "-o", str(output), "trainer.devices=2", *overrides])
+
+
+def check_one_error(forks: Forks, file: Path, said: str, output: Path, *overrides: str) -> None:
+    started = start(forks, file, output, *overrides)
+    codes, printed = started.end(), started.out + started.err
     assert codes == [2], printed
     assert said in printed
     assert printed.count("error:") == 1, printed
     assert "Traceback" not in printed
-    assert processes_of(pid) == []
+    assert processes_of(started.pids[0]) == []
 
 
 def processes_of(parent: int) -> list[int]:
@@ -384,57 +336,60 @@ def processes_of(parent: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_command_starts_the_other_process(forks: Forks, train: Train, tmp_path: Path) -> None:
-    pid = forks.begin(tmp_path / "out", "trainer.devices=2")
-    codes, said = forks.end()
+def test_the_command_starts_the_other_process(forks: Forks, file: Path, train: Train, tmp_path: Path) -> None:
+    started = start(forks, file, tmp_path / "out")
+    codes, said = started.end(), started.out + started.err
     assert codes == [0], said
     assert said.count("after step 6: loss") == said.count("Model: ") == 1
     assert "rror" not in said
-    assert processes_of(pid) == []
+    assert processes_of(started.pids[0]) == []
     check_same_curve(curve(train()), curve(tmp_path / "out"))
     assert "Model: " not in (tmp_path / "out/logs/process-1.log").read_text()
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_ends_all_with_one_message(forks: Forks, tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_with_one_message(forks: Forks, file: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN)
-    check_one_error(forks, "swaa: error: s7 is broken. Mend it.\n", tmp_path / "out", f"plugins=[{plugin}]")
+    check_one_error(forks, file, "swaa: error: s7 is broken. Mend it.\n", tmp_path / "out", f"plugins=[{plugin}]")
     assert (tmp_path / "out/checkpoints/step-000002").is_dir(), "the last good one"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("failure", "said"), FAILURES.values(), ids=FAILURES)
-def test_a_process_that_never_joins_ends_the_training(forks: Forks, tmp_path: Path, failure: str, said: str) -> None:
+def test_a_process_that_never_joins_ends_the_training(
+    forks: Forks, file: Path, tmp_path: Path, failure: str, said: str
+) -> None:
     """The first one waits for it where no exception reaches."""
     plugin = tmp_path / "early.py"
     plugin.write_text(EARLY.format(failure=failure))
-    check_one_error(forks, said, tmp_path / "out", f"plugins=[{plugin}]")
+    check_one_error(forks, file, said, tmp_path / "out", f"plugins=[{plugin}]")
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_is_told_once(forks: Forks, model_folder: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_told_once(forks: Forks, file: Path, model_folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = math.inf
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     said = "swaa: error: step 1: the loss is nan"
-    check_one_error(forks, said, tmp_path / "out", f"model.name={broken}", "validation=null")
+    check_one_error(forks, file, said, tmp_path / "out", f"model.name={broken}", "validation=null")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
-def test_all_processes_stop_with_the_first(forks: Forks, tmp_path: Path, how: signal.Signals) -> None:
+def test_all_processes_stop_with_the_first(forks: Forks, file: Path, tmp_path: Path, how: signal.Signals) -> None:
     checkpoints = tmp_path / "out/checkpoints"
-    pid = forks.begin(tmp_path / "out", "trainer.devices=2", "train.epochs=400", "validation=null")
+    started = start(forks, file, tmp_path / "out", "train.epochs=400", "validation=null")
+    [pid] = started.pids
     deadline = time.monotonic() + PATIENCE - 20
     while not (checkpoints / "step-000002").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert len(processes_of(pid)) == 1, "the test must stop a training under way"
     os.kill(pid, how)
-    codes, said = forks.end()
+    codes, said = started.end(), started.out + started.err
     assert codes == [130 if how == signal.SIGINT else -9], said
     if how == signal.SIGINT:
         assert f"Interrupted; the last checkpoint in {checkpoints}: after step" in said

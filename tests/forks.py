@@ -1,12 +1,13 @@
-"""Forks the processes of trainings, so that torch and transformers are imported once for many tests (test_scale.py).
+"""Forks processes that run ``swaa``, so that torch and transformers are imported once for many tests (forking.py).
 
-A line of JSON in: ``{"argv": [...], "ranks": 2, "seconds": 60, "log": "path", "folder": "path"}``. A line out at once:
-the ids of the processes, rank by rank; and one when they have ended: their exit codes, null for one that had to be
-killed. Each rank prints into ``path.<rank>``.
+A line of JSON in: ``{"argv": [...], "ranks": 2, "threads": 1, "seconds": 60, "log": "path", "folder": "path"}``. A line
+out at once: the ids of the processes, rank by rank; and one when they have ended: their exit codes, null for one that
+had to be killed. Each rank prints into ``path.<rank>``, errors into ``path.<rank>.err``.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -29,9 +30,10 @@ def free_port() -> int:
 
 
 def child(order: dict[str, Any], rank: int, port: int) -> None:
-    output = os.open(f"{order['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for stream, ending in ((1, ""), (2, ".err")):
+        os.dup2(os.open(f"{order['log']}.{rank}{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
+    torch.set_num_threads(order["threads"])
     os.chdir(order["folder"])
     if order["ranks"] > 1:  # as torchrun does
         size = str(order["ranks"])
@@ -74,5 +76,8 @@ def carry_out(order: dict[str, Any]) -> list[int | None]:
 
 torch.set_num_threads(1)
 main(sys.argv[1:])  # a training in this process, for all that is imported when it is first needed
+gc.collect()
+gc.freeze()  # no child looks through it again
+print("[]", flush=True)
 for line in sys.stdin:
     print(json.dumps(carry_out(json.loads(line))), flush=True)
