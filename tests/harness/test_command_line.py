@@ -13,8 +13,8 @@ POLICY = "SlidingWindow(8).on_layers([0, 2]).in_phase('prefill')"
 
 
 def arguments(folder: Path, tasks: Path, *more: str) -> list[str]:
-    given = ["lm-eval", "--model", str(folder), "--include-path", str(tasks), "--device", "cpu", "--dtype", "float32"]
-    return [*given, *more]
+    """Nothing is said of the device: the tests run where there may be none but the CPU."""
+    return ["lm-eval", "--model", str(folder), "--include-path", str(tasks), "--dtype", "float32", *more]
 
 
 def test_a_table_and_files(folder: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +42,7 @@ def test_a_table_and_files(folder: Path, tasks: Path, tmp_path: Path, capsys: py
     [
         (("--tasks", "echo", "--policy", "SlidingWindw(8)"), "Did you mean 'SlidingWindow'?"),
         (("--tasks", "echo", "--policy", "SlidingWindow(8).on_layers([9])"), "layer"),
+        (("--tasks", "echo", "--device", "cuda:99"), "device"),
         (("--tasks", " , "), "tasks: expected at least one name"),
         (("--tasks", "echo", "--batch-size", "0"), "--batch-size: expected an int >= 1 or 'auto', got '0'."),
         (("--tasks", "echo", "--metadata", "[1]"), "--metadata: expected a JSON object, got '[1]'."),

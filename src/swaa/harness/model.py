@@ -75,14 +75,19 @@ class SwaaLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         asked = chosen_policy(policy, policy_file)
         if isinstance(pretrained, str | Path):
             pretrained = model_source(pretrained)
+            if hf.get("device") in (None, "auto"):  # lm-eval's own default is CUDA, whether there is any or not
+                hf["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             with mark_expected():
                 super().__init__(pretrained, **hf)
         except UserError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, AssertionError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"lm-eval cannot load the model {pretrained!s:.200}: {reason}") from error
+        if isinstance(pretrained, str) and torch.device(hf["device"]).type != self.device.type:
+            mend = "Leave it out for what there is."
+            raise invalid("device", accepted="a device of this machine", got=hf["device"], mend=mend)
         spec = read_spec(self.model.config) or {}
         options = {name: spec[name] for name in ("kernel", "evict") if name in spec}
         asked = asked or saved_policy(self.model.config) or FullAttention()
