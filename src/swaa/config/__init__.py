@@ -6,7 +6,7 @@ line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with 
 """
 
 from swaa.config.benchmark import BASELINES, Baseline, Benchmark, BenchmarkModel
-from swaa.config.common import DEVICES, DTYPES, KERNELS, ModelConfig, Prompts
+from swaa.config.common import DEVICES, DTYPES, KERNELS, ModelConfig, Prompts, RunnerConfig
 from swaa.config.distill import FORMATS, KEEPS, Distillation
 from swaa.config.experiment import SCORINGS, Experiment
 from swaa.config.finetune import FineTuning
@@ -28,6 +28,7 @@ from swaa.config.loading import (
     load_file,
     load_finetuning,
 )
+from swaa.config.perplexity import Perplexity
 
 __all__ = [
     "BASELINES",
@@ -49,7 +50,9 @@ __all__ = [
     "ModelConfig",
     "Objective",
     "Optimization",
+    "Perplexity",
     "Prompts",
+    "RunnerConfig",
     "TrainerConfig",
     "Training",
     "Validation",

@@ -63,6 +63,26 @@ def read_fields(kind: str, values: object, known: Collection[str], *, output: Pa
     return fields
 
 
+@dataclass(frozen=True)
+class RunnerConfig:
+    """The processes that share a run's batches, through Lightning's strategies.
+
+    Attributes:
+        devices: processes on each machine, each with a GPU of its own or, on CPUs, its share of the cores.
+        num_nodes: machines.
+        strategy: ``auto`` (one device, or DDP) or ``ddp``. Every process holds the whole model.
+    """
+
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_whole("RunnerConfig.devices", self.devices, minimum=1)
+        check_whole("RunnerConfig.num_nodes", self.num_nodes, minimum=1)
+        check_choice("RunnerConfig.strategy", self.strategy, ("auto", "ddp"))
+
+
 def load_plugins(value: object) -> tuple[str, ...]:
     """Import the policies that the recipes may name."""
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):

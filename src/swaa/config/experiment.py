@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swaa.config.common import (
     ModelConfig,
+    RunnerConfig,
     check_distinct_recipes,
     check_prompts,
     parse_each,
@@ -18,6 +19,7 @@ from swaa.config.common import (
     read_fields,
 )
 from swaa.config.files import to_yaml
+from swaa.config.perplexity import Perplexity
 from swaa.errors import UserError
 from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_items, check_whole
@@ -43,6 +45,8 @@ class Experiment:
         batch_size: samples that run together, left-padded.
         scoring: some of ``SCORINGS``; both share one prefill.
         num_generations: answers to each prompt; generation i is drawn with the seed ``decoding.seed + i``.
+        perplexity: a text that every recipe is measured on besides; None for none.
+        trainer: the processes that share the batches.
         fine_tunings: by name, the complete fields of the trainings that recipes ask for; see ``swaa.config.tuned``.
     """
 
@@ -57,6 +61,8 @@ class Experiment:
     batch_size: int = 8
     scoring: tuple[str, ...] = SCORINGS
     num_generations: int = 1
+    perplexity: Perplexity | None = None
+    trainer: RunnerConfig = field(default_factory=RunnerConfig)
     fine_tunings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +118,8 @@ class Experiment:
             "batch_size": self.batch_size,
             "scoring": list(self.scoring),
             "num_generations": self.num_generations,
+            "perplexity": None if self.perplexity is None else self.perplexity.to_dict(),
+            "trainer": dataclasses.asdict(self.trainer),
             "fine_tunings": {name: dict(fields) for name, fields in self.fine_tunings.items()},
             "output": str(self.output),
         }
@@ -143,6 +151,9 @@ class Experiment:
         digests = {name: _digest(told) for name, told in (fine_tunings or {}).items()}
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
+        mapping["trainer"] = build(RunnerConfig, mapping.get("trainer", {}), "trainer")
+        if mapping.get("perplexity") is not None:
+            mapping["perplexity"] = Perplexity.from_dict(mapping["perplexity"])
 
         def recipe(item: object, at: str) -> Recipe:
             return Recipe.from_dict(item, path=at, decoding=decoding, fine_tunings=digests)

@@ -24,7 +24,6 @@ FORMAT = 1
 def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]:
     """The facts of a run that has loaded its model and made its samples."""
     shape = model_shape(model)
-    answers = experiment.num_generations * len(experiment.recipes) * len({_example(sample) for sample in asked.samples})
     machine = session(model.device)
     return {
         "format": FORMAT,
@@ -45,7 +44,7 @@ def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]
         "num_generations": experiment.num_generations,
         "seed": experiment.seed,
         "scoring": list(experiment.scoring),
-        "asked": answers,
+        "asked": num_answers(experiment, asked),
         "dropped": [dropped.to_dict() for dropped in asked.dropped],
         "provenance": {
             "git": machine["git"],
@@ -62,6 +61,12 @@ def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]
             "started": machine["started"],
         },
     }
+
+
+def num_answers(experiment: Experiment, asked: Asked) -> int:
+    """Records of the whole grid."""
+    examples = {_example(sample) for sample in asked.samples}
+    return experiment.num_generations * len(experiment.recipes) * len(examples)
 
 
 def told(dropped: Sequence[Dropped]) -> list[str]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from swaa.config import Experiment
-from swaa.engine.description import describe, told
+from swaa.engine.description import describe, num_answers, told
 from swaa.engine.evaluator import Evaluator
 from swaa.engine.folder import RunFolder
-from swaa.engine.grid import GridData, check_recipes, context_of, grid_keys, make_chunks, sample_key
+from swaa.engine.grid import Chunk, GridData, check_recipes, context_of, grid_keys, make_chunks, sample_key
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
-from swaa.engine.progress import GridProgress
-from swaa.engine.samples import make_samples
-from swaa.engine.trainer import BatchWriter, predict
+from swaa.engine.perplexity_folder import PerplexityFolder
+from swaa.engine.processes import check_world_size, company, helping, helps
+from swaa.engine.progress import GridProgress, print_line
+from swaa.engine.samples import Asked, make_samples
+from swaa.engine.trainer import BatchWriter, make_trainer, quiet_lightning
 from swaa.hf.loading import load
 from swaa.policies import FullAttention
-from swaa.report import Record, Row, summarise
+from swaa.report import Record, Row
 
 Train = Callable[[Experiment, Console], Mapping[str, Path]]
 """Trains what an experiment's recipes ask for; the folders of the weights, by the hash of the recipe."""
@@ -39,62 +40,51 @@ def run_evaluation(
         train: called before anything is evaluated, inside the folder's lock; None where no recipe is fine-tuned.
 
     Returns:
-        One row per task, length and recipe, in the experiment's order.
+        One row per task, length and recipe, in the experiment's order; none in a process that only helps.
 
     Raises:
-        UserError: see :class:`RunFolder`, :func:`swaa.hf.loading.load`, :func:`make_samples`.
+        UserError: see :class:`RunFolder`, :func:`swaa.hf.loading.load`, :func:`make_samples`; another process of
+            several failed.
         Interrupted: Ctrl-C; the samples that ended are kept.
     """
     for task in experiment.tasks:
         task.grader.check()
+    check_world_size(experiment)
     console = console or Console(stderr=True)
+    train = train or _no_training
+    if helps(experiment):
+        with helping():
+            quiet = Console(stderr=True, quiet=True)
+            _run_grid(experiment, RunFolder(experiment), train(experiment, quiet), quiet)
+        return []
     with RunFolder(experiment, fresh=fresh) as folder:
         try:
             with stoppable():
                 records = _finished(experiment, folder)
                 if records is None:  # otherwise the model need not be loaded
-                    weights = {} if train is None else train(experiment, console)
-                    records = _run_grid(experiment, folder, weights, console)
+                    records = _run_grid(experiment, folder, train(experiment, console), console)
         except StopRequested:
             raise Interrupted(
                 f"Interrupted; {len(folder.records())} finished samples are kept in {folder.path}. "
                 "Run the same command again to go on from there."
             ) from None
-        rows = summarise(records)
-        folder.write_tables(rows)
-        description = folder.description()
-        if description is not None:
-            folder.describe({**description, "status": "finished"})
-    return rows
+        return folder.end(records)
 
 
 def _run_grid(experiment: Experiment, folder: RunFolder, weights: Mapping[str, Path], console: Console) -> list[Record]:
-    """Run the samples that are not on record; the records of all samples of the grid."""
+    """Run the samples that are not on record; the records of all samples of the grid. Every process does its part."""
     model, tokenizer = _load(experiment, None)
     check_recipes(experiment, model)
     asked = make_samples(experiment, tokenizer, context=context_of(model))
-    for line in told(asked.dropped):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    description = describe(experiment, model, asked)
-    folder.write_samples(asked.samples)
-    folder.describe(description)
     chunks = make_chunks(experiment, asked.samples, folder.finished(), generations=experiment.num_generations)
-    total = description["asked"]
+    if not helps(experiment):
+        _describe(experiment, folder, model, asked, console)
+        _measure_text(experiment, weights, model, tokenizer, console)
     left = sum(len(chunk.samples) * len(chunk.generations) for chunk in chunks)
+    total = num_answers(experiment, asked)
     progress = GridProgress(total=total, done=total - left, console=console)
-    loaded = None
-    for wanted, some in groupby(chunks, key=lambda chunk: weights.get(chunk.recipe.hash)):
-        if wanted != loaded:
-            del model
-            model, _ = _load(experiment, wanted)
-            loaded = wanted
-        evaluator = Evaluator(model, tokenizer, experiment)
-        data = GridData(list(some), pad=tokenizer.pad_token_id)
-        try:
-            predict(evaluator, data, model.device, [BatchWriter(folder.append), progress])
-        finally:
-            evaluator.restore()
-        del evaluator, data
+    if chunks:
+        _run_chunks(experiment, folder, weights, chunks, progress, (model, tokenizer))
     keys = {
         sample_key(recipe, sample, generation)
         for recipe in experiment.recipes
@@ -103,6 +93,70 @@ def _run_grid(experiment: Experiment, folder: RunFolder, weights: Mapping[str, P
         for generation in range(experiment.num_generations)
     }
     return [record for record in _asked_for(experiment, folder.records()) if record.key in keys]
+
+
+def _run_chunks(
+    experiment: Experiment,
+    folder: RunFolder,
+    weights: Mapping[str, Path],
+    chunks: Sequence[Chunk],
+    progress: GridProgress,
+    loaded: tuple[Any, Any],
+) -> None:
+    """Run this process's part of the batches, one set of weights after another."""
+    model, tokenizer = loaded
+    several = experiment.trainer.devices * experiment.trainer.num_nodes > 1
+    device = {"accelerator": model.device.type, "devices": 1 if model.device.index is None else [model.device.index]}
+    processes = {"accelerator": model.device.type, **dataclasses.asdict(experiment.trainer)}
+    by_weights: dict[Path | None, list[Chunk]] = {}
+    for chunk in chunks:
+        by_weights.setdefault(weights.get(chunk.recipe.hash), []).append(chunk)
+    writer = BatchWriter(folder.append)
+    with quiet_lightning():
+        trainer = make_trainer([writer, progress], **(processes if several else device))
+        with company(experiment, trainer, folder.path / "logs", command="run"):
+            writer.write_with(folder.writer(trainer.global_rank).append)
+            for wanted, some in by_weights.items():
+                if wanted is not None:
+                    del model
+                    model, _ = _load(experiment, wanted)
+                evaluator = Evaluator(model, tokenizer, experiment)
+                try:
+                    data = GridData(some, pad=tokenizer.pad_token_id)
+                    trainer.predict(evaluator, data, return_predictions=False)
+                finally:
+                    evaluator.restore()
+            trainer.strategy.barrier()  # a process that is through waits for the others
+
+
+def _describe(experiment: Experiment, folder: RunFolder, model: Any, asked: Asked, console: Console) -> None:
+    """Write what the run is, and tell what is left out."""
+    folder.write_samples(asked.samples)
+    folder.describe(describe(experiment, model, asked))
+    for line in told(asked.dropped):
+        print_line(console, line)
+
+
+def _measure_text(
+    experiment: Experiment, weights: Mapping[str, Path], model: Any, tokenizer: Any, console: Console
+) -> None:
+    """Measure every recipe on the text that the experiment names, if it does."""
+    if experiment.perplexity is None:
+        return
+    with PerplexityFolder(experiment.output, experiment.perplexity, experiment.model) as text:
+        missing = [recipe for recipe in experiment.recipes if text.missing(recipe)]
+        if missing:
+            text.find_key_tokens(model, tokenizer)
+        for place, recipe in enumerate(missing):
+            print_line(console, f"reading text, recipe {place + 1} of {len(missing)}: {recipe.name}")
+            tuned = weights.get(recipe.hash)
+            text.measure(model if tuned is None else _load(experiment, tuned)[0], recipe)
+
+
+def _no_training(experiment: Experiment, console: Console) -> Mapping[str, Path]:
+    """For experiments without fine-tuned recipes."""
+    assert all(recipe.fine_tuning is None for recipe in experiment.recipes), "swaa.engine.run trains"
+    return {}
 
 
 def _load(experiment: Experiment, folder: Path | None) -> tuple[Any, Any]:

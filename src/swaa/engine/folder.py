@@ -20,12 +20,12 @@ from swaa.config import Experiment, load_experiment
 from swaa.engine.batch import Sample
 from swaa.engine.resumable import MEND, ResumableFolder, changed
 from swaa.errors import UserError
-from swaa.report import Key, Record, Row, read_records, to_csv, to_markdown
+from swaa.report import Key, Record, Row, find_baseline, summarise, to_csv, to_markdown
+from swaa.report.jsonfiles import read_lines
+from swaa.report.records import RECORDS, read_all_records, record_parts
+from swaa.report.runs import PERPLEXITY, RUN, SAMPLES, Stretch, read_info
 
 EXPERIMENT = "experiment.yaml"
-RECORDS = "records.jsonl"
-SAMPLES = "samples.jsonl"
-RUN = "run.json"
 TABLES = {"table.md": to_markdown, "table.csv": to_csv}
 
 
@@ -46,11 +46,7 @@ class RunFolder(ResumableFolder):
 
     def records(self) -> list[Record]:
         """The records so far, in the order they were written; of two with one key, the first."""
-        found: dict[Key, Record] = {}
-        for path in [self.path / RECORDS, *self._parts()]:
-            for record in read_records(path):
-                found.setdefault(record.key, record)
-        return list(found.values())
+        return read_all_records(self.path)
 
     def finished(self) -> set[Key]:
         """The keys of the samples on record."""
@@ -67,7 +63,7 @@ class RunFolder(ResumableFolder):
     def replace_records(self, records: Iterable[Record]) -> None:
         """Write all records anew, in this order; the file is there whole, or is as it was."""
         self._replace(RECORDS, "".join(f"{record.to_json()}\n" for record in records).encode())
-        for part in self._parts():
+        for part in record_parts(self.path):
             part.unlink()
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
@@ -86,20 +82,41 @@ class RunFolder(ResumableFolder):
         """Write what the run is."""
         self._replace(RUN, f"{json.dumps(description, ensure_ascii=False, indent=1)}\n".encode())
 
-    def write_tables(self, rows: list[Row]) -> None:
-        """Write the tables beside the records."""
+    def end(self, records: Sequence[Record]) -> list[Row]:
+        """Bring the files into their last form, and write the tables of these records; the rows.
+
+        Rows are compared with the model as it is, under full attention, if the run has it.
+        """
+        if record_parts(self.path):
+            self.replace_records(self.records())
+        description = self.description()
+        if description is not None:
+            self.describe({**description, "status": "finished"})
+        return self.write_tables(records)
+
+    def write_tables(self, records: Sequence[Record]) -> list[Row]:
+        """Write the tables beside the records; their rows."""
+        rows = summarise(records, baseline=self._baseline(), stretches=self._stretches())
         for name, text in TABLES.items():
             self._replace(name, text(rows).encode())
+        return rows
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.glob("records-*.jsonl"))
+    def _baseline(self) -> str | None:
+        if self.description() is None:
+            return None
+        found = find_baseline(read_info(self.path).recipes)
+        return None if found is None else found.hash
+
+    def _stretches(self) -> list[Stretch]:
+        known = {recipe.hash for recipe in self._experiment.recipes}
+        return [one for one in read_lines(Stretch, self.path / PERPLEXITY) if one.recipe_hash in known]
 
     def _begin(self) -> None:
         if self._fresh:
-            self._delete(EXPERIMENT, RECORDS, SAMPLES, RUN, *TABLES, *(part.name for part in self._parts()))
+            self._delete(EXPERIMENT, RECORDS, SAMPLES, RUN, *TABLES, *(part.name for part in record_parts(self.path)))
         self._drop_torn_line(RECORDS)
         self._check_same()
-        if self._parts():  # of processes that were killed
+        if record_parts(self.path):  # of processes that were killed
             self.replace_records(self.records())
         self._replace(EXPERIMENT, self._experiment.to_yaml().encode())
 
@@ -148,7 +165,8 @@ def _sample_line(sample: Sample) -> str:
         "prompt_tokens": len(sample.prompt.ids),
         "answer": sample.example.answer,
         "references": list(sample.example.references),
-        "metadata": dict(sample.example.metadata),
+        # offsets in metadata are those of the question, which stands somewhere in the prompt
+        "metadata": {**sample.example.metadata, "prompt_start": sample.prompt.text.find(sample.example.prompt)},
     }
     return json.dumps(values, ensure_ascii=False)
 

@@ -13,12 +13,14 @@ from typing import NamedTuple
 from rich.console import Console
 
 from swaa.config import load_experiment
-from swaa.engine.folder import EXPERIMENT, RECORDS, SAMPLES, RunFolder
+from swaa.engine.folder import EXPERIMENT, RunFolder
 from swaa.engine.progress import make_progress
 from swaa.errors import UserError
 from swaa.graders import Grade, Grader, Question, parse_grader
 from swaa.jsonlines import read_lines
-from swaa.report import Record, Row, read_run, summarise
+from swaa.report import Record, Row, read_run
+from swaa.report.records import RECORDS
+from swaa.report.runs import SAMPLES
 
 BEFORE = f"{RECORDS}.before-grade"
 """The records as they were before the first time that they were graded again."""
@@ -101,8 +103,7 @@ def regrade(
             folder.replace_records(records)
             if everything:
                 _tell_graders(folder, graders)
-        rows = summarise(_tabled(path))
-        folder.write_tables(rows)
+        rows = folder.write_tables(_tabled(path))
     errors = [grade.error for grade in grades.values() if grade.error is not None]
     return Regraded(
         graded=len(known),

@@ -9,6 +9,8 @@ from rich.console import Console
 from swaa.config import Experiment
 from swaa.config.tuned import fine_tuning_of
 from swaa.engine.evaluation import run_evaluation
+from swaa.engine.processes import helps
+from swaa.engine.tuning.folder import MERGED
 from swaa.engine.tuning.run import run_finetuning
 from swaa.report import Row
 
@@ -22,7 +24,7 @@ def run_experiment(experiment: Experiment, *, fresh: bool = False, console: Cons
 
 
 def train_recipes(experiment: Experiment, console: Console) -> dict[str, Path]:
-    """Train what is not trained yet; the folder of the merged weights, by the hash of the recipe.
+    """Train what is not trained yet, in the first process; the folder of the merged weights, by the hash of the recipe.
 
     Recipes with one policy and one training share their weights. A training that was interrupted goes on from its last
     checkpoint.
@@ -36,7 +38,9 @@ def train_recipes(experiment: Experiment, console: Console) -> dict[str, Path]:
         if recipe.fine_tuning is None:
             continue
         config = fine_tuning_of(experiment, recipe)
-        if config.output not in done:
+        if helps(experiment):  # the first process has trained
+            done[config.output] = config.output / MERGED
+        elif config.output not in done:
             console.print(f"Weights of {recipe.name}: {config.output}", highlight=False, markup=False, soft_wrap=True)
             outcome = run_finetuning(config, console=console)
             assert outcome is not None  # only the helpers of a distributed training have none

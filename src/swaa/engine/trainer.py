@@ -24,17 +24,23 @@ _NOISE = (
 def predict(module: LightningModule, data: LightningDataModule, device: Any, callbacks: Sequence[Callback]) -> None:
     """Run every batch of ``data`` through ``module`` on ``device``; what comes of them is the callbacks' to keep."""
     with quiet_lightning():
-        trainer = Trainer(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            inference_mode=False,  # masks outlive a batch, and inference tensors cannot be trained through
-            callbacks=list(callbacks),
-        )
+        devices = 1 if device.index is None else [device.index]
+        trainer = make_trainer(callbacks, accelerator=device.type, devices=devices)
         trainer.predict(module, data, return_predictions=False)
+
+
+def make_trainer(callbacks: Sequence[Callback], **where: Any) -> Trainer:
+    """Lightning's trainer with the predict loop as our runs use it; ``where`` goes to it as it is."""
+    return Trainer(
+        **where,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # our data module deals the batches out
+        inference_mode=False,  # masks outlive a batch, and inference tensors cannot be trained through
+        callbacks=list(callbacks),
+    )
 
 
 class BatchWriter(BasePredictionWriter):
@@ -42,6 +48,10 @@ class BatchWriter(BasePredictionWriter):
 
     def __init__(self, append: Callable[[list[Any]], None]) -> None:
         super().__init__(write_interval="batch")
+        self._append = append
+
+    def write_with(self, append: Callable[[list[Any]], None]) -> None:
+        """Hand what comes from now on to this one."""
         self._append = append
 
     def write_on_batch_end(

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from swaa.jsonlines import read_lines, to_line
 
+RECORDS = "records.jsonl"
+"""Of the first process; those of others lie in ``records-1.jsonl`` and so on until the run ends."""
+
 
 class Key(NamedTuple):
     """What identifies an answer to a sample of a run: what has its key on record is not run again."""
@@ -108,3 +111,17 @@ def read_records(path: Path) -> list[Record]:
     """
     mend = "Remove this line to run its sample again, or begin anew with --fresh."
     return list(read_lines(path, Record.from_json, fault="is no record", mend=mend))
+
+
+def read_all_records(folder: Path) -> list[Record]:
+    """The records of a run, of all its processes, in the order they were written; of two with one key, the first."""
+    found: dict[Key, Record] = {}
+    for path in [folder / RECORDS, *record_parts(folder)]:
+        for record in read_records(path):
+            found.setdefault(record.key, record)
+    return list(found.values())
+
+
+def record_parts(folder: Path) -> list[Path]:
+    """What processes beside the first one wrote, while a run lasts or after it was killed."""
+    return sorted(folder.glob("records-*.jsonl"))

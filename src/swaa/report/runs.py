@@ -18,11 +18,11 @@ from pathlib import Path
 
 from swaa.errors import UserError, invalid, unknown
 from swaa.report.jsonfiles import read_json, read_lines, to_value
-from swaa.report.records import Record, read_records
+from swaa.report.records import RECORDS, Record, read_all_records
 
 FORMAT = 1
 """Of ``run.json``."""
-RUN, RECORDS, SAMPLES, PERPLEXITY = "run.json", "records.jsonl", "samples.jsonl", "perplexity.jsonl"
+RUN, SAMPLES, PERPLEXITY = "run.json", "samples.jsonl", "perplexity.jsonl"
 FULL_ATTENTION = "FullAttention()"
 
 
@@ -249,8 +249,8 @@ def read_run(folder: Path) -> Run:
             in it cannot be read; the field or line is named.
     """
     _check_folder(folder)
-    info = _read_info(folder / RUN)
-    records = _asked_for(info, read_records(folder / RECORDS))
+    info = read_info(folder)
+    records = _asked_for(info, read_all_records(folder))
     return Run(folder, info, tuple(records), tuple(read_lines(Stretch, folder / PERPLEXITY)))
 
 
@@ -285,7 +285,13 @@ def _check_folder(folder: Path) -> None:
     raise UserError(f"{folder}: this folder holds no run: it has no {RUN}. Name a folder that `swaa run` wrote.")
 
 
-def _read_info(path: Path) -> RunInfo:
+def read_info(folder: Path) -> RunInfo:
+    """What a folder's ``run.json`` says.
+
+    Raises:
+        UserError: it cannot be read, or is of another version.
+    """
+    path = folder / RUN
     values = read_json(path)
     if values.get("format", FORMAT) != FORMAT:
         mend = "Read it with the version of swaa that wrote it."

@@ -168,7 +168,7 @@ def test_a_trained_model_is_let_go_of_before_the_next_one_is_loaded(
 def test_one_process_is_no_helper_whatever_its_environment_says(
     write_config: Write, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    from swaa.engine.tuning.processes import helps
+    from swaa.engine.processes import helps
 
     monkeypatch.setenv(name, "1")
     assert not helps(load_finetuning(write_config()))

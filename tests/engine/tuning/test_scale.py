@@ -306,7 +306,7 @@ if os.environ.get("LOCAL_RANK") == "1":
 """
 FAILURES = {
     "its-own-words": ("raise UserError('not on this machine.')", "not on this machine.\n"),
-    "killed": ("os.kill(os.getpid(), 9)", "process 1 of the training ended with code -9: it printed nothing. See "),
+    "killed": ("os.kill(os.getpid(), 9)", "process 1 of the run ended with code -9: it printed nothing. See "),
 }
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from swaa.config import Evaluation, Experiment, FineTuning, load_experiment
 from swaa.engine.evaluation import run_evaluation
-from swaa.engine.folder import EXPERIMENT, RECORDS, differences
+from swaa.engine.folder import EXPERIMENT, differences
 from swaa.engine.grid import context_of
 from swaa.engine.samples import make_samples
 from swaa.engine.text_nll import TextNll, read_text, text_nll
@@ -22,6 +22,7 @@ from swaa.hf.loading import load
 from swaa.policies import FullAttention
 from swaa.reading import within
 from swaa.report import Row
+from swaa.report.records import RECORDS
 
 TEXT = "text.json"
 

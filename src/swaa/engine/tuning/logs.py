@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from swaa.config import FineTuning
-from swaa.engine.tuning.processes import helps
+from swaa.engine.processes import helps
 from swaa.errors import UserError
 
 _INSTALL = {"tensorboard": "pip install 'swaa[tensorboard]'", "wandb": "pip install wandb"}

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from swaa.config import FineTuning
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
+from swaa.engine.processes import check_world_size, from_outside, helping, helps
 from swaa.engine.tuning.checkpoint import best, latest, load_weights, step_of
 from swaa.engine.tuning.figures import Figures, measure
 from swaa.engine.tuning.folder import AFTER, BEFORE, MERGED, TuningFolder
 from swaa.engine.tuning.logs import read_metrics
 from swaa.engine.tuning.outcome import Outcome, facts_of, results_of, to_markdown
-from swaa.engine.tuning.processes import check_world_size, from_outside, helping, helps
 from swaa.engine.tuning.setup import prepare_model
 from swaa.engine.tuning.train import check, train
 from swaa.errors import UserError

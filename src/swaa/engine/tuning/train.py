@@ -14,6 +14,7 @@ from rich.console import Console
 
 from swaa.config import FineTuning
 from swaa.engine.grid import context_of
+from swaa.engine.processes import company
 from swaa.engine.trainer import quiet_lightning
 from swaa.engine.tuning.checkpoint import Checkpoints, FolderCheckpoints, latest, step_of
 from swaa.engine.tuning.data import TrainingSet, TuningData, make_looks, plan, training_set
@@ -22,7 +23,6 @@ from swaa.engine.tuning.interactive import refuse_several_devices
 from swaa.engine.tuning.logs import make_loggers
 from swaa.engine.tuning.looks import Look, Looks
 from swaa.engine.tuning.module import FineTuner
-from swaa.engine.tuning.processes import company
 from swaa.engine.tuning.progress import TuningProgress
 from swaa.engine.tuning.setup import Prepared, prepare_model
 from swaa.engine.tuning.sharded import Sharded
@@ -89,7 +89,7 @@ def train(
     with quiet_lightning():
         trainer = _trainer(config, folder, console, num_steps=len(steps), done=done, accelerator=accelerator)
         try:
-            with company(config, trainer, folder / "logs"):
+            with company(config, trainer, folder / "logs", command="finetune"):
                 if start is None and ready.seen is not None:
                     trainer.validate(module, loader, verbose=False)
                 if done < len(steps):

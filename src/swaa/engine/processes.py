@@ -1,4 +1,4 @@
-"""The processes of a training on several devices: one starts the others, and they end together.
+"""The processes of a training or an evaluation on several devices: one starts the others, and they end together.
 
 Lightning's own launcher would do, were it not for errors: it kills every process, the first one too, within five
 seconds after another one ended, so that nobody says why. Where something else starts the processes (torchrun, SLURM),
@@ -16,11 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from swaa.config import FineTuning
 from swaa.engine.interrupt import StopRequested
 from swaa.errors import UserError
 
@@ -31,16 +30,35 @@ _GRACE = 5.0
 _PREFIX = "swaa: error: "  # what the command line puts before a UserError
 
 
+class Devices(Protocol):
+    """How many processes there are."""
+
+    @property
+    def devices(self) -> int: ...
+    @property
+    def num_nodes(self) -> int: ...
+
+
+class Distributed(Protocol):
+    """What is asked for of several processes, each of which reads it from a file: a fine-tuning, an experiment."""
+
+    @property
+    def trainer(self) -> Devices: ...
+
+    def to_yaml(self) -> str: ...
+
+
 @contextlib.contextmanager
-def company(config: FineTuning, trainer: Any, logs: Path) -> Iterator[None]:
-    """Inside, the other processes of this machine run, each for one device. They run ``swaa finetune``, too.
+def company(config: Distributed, trainer: Any, logs: Path, *, command: str) -> Iterator[None]:
+    """Inside, the other processes of this machine run, each for one device. They run ``swaa COMMAND``, too.
 
     What they print goes to ``logs/process-1.log`` and so on. An error in any process ends all of them.
 
     Args:
-        config: the training; each process loads it from a file.
+        config: what they do; each process loads it from a file.
         trainer: Lightning's, which has started nothing yet.
         logs: a folder.
+        command: of the command line, which reads the file.
 
     Raises:
         UserError: another process failed; the message is its own.
@@ -63,7 +81,7 @@ def company(config: FineTuning, trainer: Any, logs: Path) -> Iterator[None]:
                     WORLD_SIZE=str(config.trainer.devices * config.trainer.num_nodes),
                     LOCAL_RANK="0",  # from here on Lightning takes the processes as started
                 )
-                with _started(config, first, logs) as helpers, _together(helpers):
+                with _started(config, first, logs, command) as helpers, _together(helpers):
                     yield
     finally:
         if torch.distributed.is_initialized():
@@ -71,8 +89,8 @@ def company(config: FineTuning, trainer: Any, logs: Path) -> Iterator[None]:
         torch.set_num_threads(threads)  # Lightning divides them by the number of processes
 
 
-def check_world_size(config: FineTuning) -> None:
-    """Refuse a launcher that starts other than the processes that the training is made for.
+def check_world_size(config: Distributed) -> None:
+    """Refuse a launcher that starts other than the processes that the run is made for.
 
     Raises:
         UserError: the environment has another WORLD_SIZE.
@@ -87,8 +105,8 @@ def check_world_size(config: FineTuning) -> None:
         )
 
 
-def helps(config: FineTuning) -> bool:
-    """Is this a process that another one started, or a later rank of a launcher's? It trains and does no more.
+def helps(config: Distributed) -> bool:
+    """Is this a process that another one started, or a later rank of a launcher's? It does its part and no more.
 
     What the environment says of ranks counts only where there are several processes.
     """
@@ -96,14 +114,14 @@ def helps(config: FineTuning) -> bool:
     return _several(config) and any(int(os.environ.get(name, "0") or 0) > 0 for name in names)
 
 
-def from_outside(config: FineTuning) -> bool:
-    """Does something else start processes of this training: torchrun, SLURM, or a user on several machines?"""
+def from_outside(config: Distributed) -> bool:
+    """Does something else start processes of this run: torchrun, SLURM, or a user on several machines?"""
     tasks = (os.environ.get(name) or "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     launched = config.trainer.num_nodes > 1 or any(int(number) > 1 for number in tasks)
     return _PARENT not in os.environ and _several(config) and launched
 
 
-def _several(config: FineTuning) -> bool:
+def _several(config: Distributed) -> bool:
     return config.trainer.devices * config.trainer.num_nodes > 1
 
 
@@ -152,7 +170,7 @@ class _Helpers:
                     return text.rpartition(_PREFIX)[2]
                 rank = self._first + place
                 last = text.rpartition("\n")[2].removeprefix(f"[rank{rank}]: ") or "it printed nothing"
-                return f"process {rank} of the training ended with code {code}: {last}. See {log}."
+                return f"process {rank} of the run ended with code {code}: {last}. See {log}."
         return None
 
     def wait_for_failure(self, seconds: float) -> str | None:
@@ -179,13 +197,13 @@ class _Helpers:
 
 
 @contextlib.contextmanager
-def _started(config: FineTuning, first: int, logs: Path) -> Iterator[_Helpers]:
+def _started(config: Distributed, first: int, logs: Path, command: str) -> Iterator[_Helpers]:
     """The processes of this machine's other devices; afterwards there are none."""
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="swaa-") as folder, contextlib.ExitStack() as files:
-        file = Path(folder, "finetune.yaml")
+        file = Path(folder, f"{command}.yaml")
         file.write_text(config.to_yaml(), encoding="utf-8")
-        command = [sys.executable, "-m", "swaa", "finetune", str(file)]
+        line = [sys.executable, "-m", "swaa", command, str(file)]
         processes: list[subprocess.Popen[bytes]] = []
         names = [logs / f"process-{first + local}.log" for local in range(1, config.trainer.devices)]
         helpers = _Helpers(processes, names, first + 1)
@@ -195,7 +213,7 @@ def _started(config: FineTuning, first: int, logs: Path) -> Iterator[_Helpers]:
                 environment = {**os.environ, "LOCAL_RANK": str(local), _PARENT: str(os.getpid())}
                 processes.append(
                     subprocess.Popen(
-                        command,
+                        line,
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -220,7 +238,7 @@ def _together(helpers: _Helpers) -> Iterator[None]:
     except (UserError, StopRequested, KeyboardInterrupt):
         raise
     except BaseException as error:
-        failure = helpers.wait_for_failure(_GRACE)  # a lost connection, say, comes before the news of its cause
+        failure = helpers.wait_for_failure(6 * _GRACE)  # a lost connection, say, comes before the news of its cause
         if failure is None:
             raise
         raise UserError(failure) from error

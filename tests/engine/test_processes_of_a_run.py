@@ -1,0 +1,65 @@
+"""Several processes share an evaluation: the same records as one makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swaa.config import load_experiment
+from swaa.engine.folder import RunFolder
+from swaa.report import Record, read_run
+from swaa.report.records import record_parts
+
+OF_THE_PROCESS = ("timing", "git")
+
+
+def answers(folder: Path) -> dict[Any, dict[str, Any]]:
+    """The records without what differs from run to run, by key."""
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    assert len(lines) == len({Record.from_json(line).key for line in lines}), "a sample was run twice"
+    found = {}
+    for line in lines:
+        values = {name: value for name, value in json.loads(line).items() if name not in OF_THE_PROCESS}
+        values["timing"] = {"batch_size": json.loads(line)["timing"]["batch_size"]}
+        found[Record.from_json(line).key] = values
+    return found
+
+
+def run(file: Path, output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "swaa", "run", str(file), *overrides, "--output", str(output)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_records_of_one(experiment_file: Path, tmp_path: Path) -> None:
+    alone = run(experiment_file, tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    both = run(experiment_file, tmp_path / "two", "trainer.devices=2")
+    assert both.returncode == 0, both.stderr
+    assert answers(tmp_path / "two") == answers(tmp_path / "one")
+    assert not record_parts(tmp_path / "two")
+    assert read_run(tmp_path / "two").complete
+    for table in ("table.md",):
+        columns = [line.split("|")[:6] for line in (tmp_path / "one" / table).read_text().splitlines()]
+        assert columns == [line.split("|")[:6] for line in (tmp_path / "two" / table).read_text().splitlines()]
+
+
+def test_what_a_killed_process_wrote_is_kept(experiment_file: Path, tmp_path: Path) -> None:
+    """Records of a second process lie in a file of its own until the run ends; the next run takes them over."""
+    experiment = load_experiment(experiment_file, output=tmp_path / "run")
+    records = [Record("FA", "0" * 64, "needle_single", 400, f"e{index}", 0, 400, " 1") for index in range(4)]
+    with RunFolder(experiment) as folder:
+        folder.writer(0).append(records[:2])
+        folder.writer(1).append(records[1:])  # one of them twice
+        part = tmp_path / "run" / "records-1.jsonl"
+        part.write_text(part.read_text() + '{"torn')
+        assert [record.example for record in folder.records()] == ["e0", "e1", "e2", "e3"]
+    with RunFolder(experiment) as folder:
+        assert not part.exists()
+        assert (tmp_path / "run" / "records.jsonl").read_text().count("\n") == 4
+        assert folder.records() == records
