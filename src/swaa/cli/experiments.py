@@ -18,20 +18,23 @@ def add_run(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run an experiment and print its tables."""
+    """Run an experiment and print its tables; the exit code is 1 if answers could not be graded."""
     from swaa.config import load_experiment
 
     experiment = load_experiment(args.file, args.overrides, output=args.output)
     from swaa.engine import run_experiment  # a mistake in the file is told before seconds of imports
-    from swaa.report import NOTE, to_rich
+    from swaa.report import note, to_rich
 
     rows = run_experiment(experiment, fresh=args.fresh)
     console = make_console()
     for table in to_rich(rows):
         console.print(table)
-    console.print(NOTE, style="dim", markup=False)
+    console.print(note(rows), style="dim", markup=False)
     say(console, f"Records and tables: {experiment.output}")
-    return 0
+    failed = sum(row.errors for row in rows)
+    if failed:
+        say(console, f"{failed} answers could not be graded. Grade them again with: swaa grade {experiment.output}")
+    return 1 if failed else 0
 
 
 def add_validate(subparsers: Subparsers) -> None:
