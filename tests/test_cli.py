@@ -63,7 +63,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    names = [add.__name__.removeprefix("add_") for add in COMMANDS]
+    names = [add.__name__.removeprefix("add_").replace("_", "-") for add in COMMANDS]
     assert {"run", "validate", "ls", "fetch"} <= set(names)
     assert all(name in done.stdout for name in names)
 

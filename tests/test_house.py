@@ -16,14 +16,15 @@ MAX_LINES = 400
 # part of swaa -> the parts that it may import, besides itself. `cli` and the public names may import all.
 MAY_IMPORT = {
     "errors": set(),
+    "home": set(),
     "reading": {"errors"},
     "jsonlines": {"errors"},
     "policies": {"errors"},
     "compiler": {"errors", "policies"},
-    "hf": {"errors", "policies", "compiler"},
+    "hf": {"errors", "home", "policies", "compiler"},
     "harness": {"errors", "reading", "policies", "compiler", "hf"},
     "tasks": {"errors", "reading", "graders", "prompting"},
-    "graders": {"errors", "reading"},
+    "graders": {"errors", "home", "reading"},
     "report": {"errors", "reading", "jsonlines"},
     "prompting": {"errors", "reading"},
     "recipe": {"errors", "reading", "policies", "prompting"},

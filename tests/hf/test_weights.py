@@ -22,7 +22,8 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from swaa.errors import UserError
-from swaa.hf.weights import CATALOGUE, DEFAULT_MODEL, MANIFEST, CatalogueModel, cache_home, fetch
+from swaa.hf.weights import CATALOGUE, DEFAULT_MODEL, MANIFEST, CatalogueModel, fetch
+from swaa.home import cache_home
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS = 64, 4, 2, 96, 2
 MEMBER = "tiny_weights/tiny.Q4_1.gguf"

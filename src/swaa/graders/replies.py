@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from swaa.errors import UserError
+from swaa.home import cache_home
 
 
 class ReplyShelf:
@@ -25,7 +25,7 @@ class ReplyShelf:
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
-        self._folder = _home() / "judge"
+        self._folder = cache_home() / "judge"
 
     def path(self, body: Mapping[str, object]) -> Path:
         """Where the reply to this request is kept, if it is."""
@@ -65,10 +65,3 @@ class ReplyShelf:
     def _useless(self, verb: str, error: OSError) -> UserError:
         mend = "Make room there, set SWAA_HOME to a folder that you can write to, or write cache: false."
         return UserError(f"cannot {verb} the judge's replies in {self._folder}: {error.strerror}. {mend}")
-
-
-def _home() -> Path:
-    import platformdirs
-
-    chosen = os.environ.get("SWAA_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("swaa")

