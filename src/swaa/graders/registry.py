@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from swaa.errors import UserError, invalid, unknown
+from swaa.errors import invalid
 from swaa.graders.base import Grade, Grader, Question
+from swaa.named import add_named, find_named
 
 G = TypeVar("G", bound=type[Grader])
 
@@ -19,19 +20,7 @@ def register_grader(grader_class: G) -> G:
     Raises:
         UserError: the class is no frozen dataclass, has no name, or another class has the name.
     """
-    name = getattr(grader_class, "name", "")
-    params = getattr(grader_class, "__dataclass_params__", None)
-    if not name or params is None or not params.frozen:
-        mend = "Set `name: ClassVar[str]` and put @dataclass(frozen=True) under @register_grader."
-        raise invalid("grader", accepted="a frozen dataclass with a name", got=grader_class.__name__, mend=mend)
-    present = _graders.get(name)
-    if present is not None and _address(present) != _address(grader_class):
-        raise UserError(
-            f"grader name {name!r} is taken by {_address(present)}; {_address(grader_class)} cannot have it too. "
-            f"Rename one of the graders."
-        )
-    _graders[name] = grader_class
-    return grader_class
+    return add_named(_graders, grader_class, kind="grader")
 
 
 def get_grader(name: str) -> type[Grader]:
@@ -40,9 +29,7 @@ def get_grader(name: str) -> type[Grader]:
     Raises:
         UserError: there is none; the nearest name is suggested.
     """
-    if name not in _graders:
-        raise unknown("grader", name, _graders)
-    return _graders[name]
+    return find_named(_graders, name, kind="grader")
 
 
 def grader_names() -> tuple[str, ...]:
@@ -73,7 +60,3 @@ def grade(grader: str | Grader, text: str, references: Sequence[str]) -> Grade:
         UserError: there is no such grader, it needs parameters, or the references are none or hold a blank one.
     """
     return parse_grader(grader).grade(text, Question("", references))  # type: ignore[arg-type]  # Question checks
-
-
-def _address(grader_class: type[Grader]) -> str:
-    return f"{grader_class.__module__}.{grader_class.__qualname__}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from swaa.errors import UserError, invalid, unknown
+from swaa.errors import invalid
+from swaa.named import add_named, find_named
 from swaa.tasks.base import Task
 
 T = TypeVar("T", bound=type[Task])
@@ -19,19 +20,7 @@ def register_task(task_class: T) -> T:
     Raises:
         UserError: the class is no frozen dataclass, has no name, or another class has the name.
     """
-    name = getattr(task_class, "name", "")
-    params = getattr(task_class, "__dataclass_params__", None)
-    if not name or params is None or not params.frozen:
-        mend = "Set `name: ClassVar[str]` and put @dataclass(frozen=True) under @register_task."
-        raise invalid("task", accepted="a frozen dataclass with a name", got=task_class.__name__, mend=mend)
-    present = _tasks.get(name)
-    if present is not None and _address(present) != _address(task_class):
-        raise UserError(
-            f"task name {name!r} is taken by {_address(present)}; {_address(task_class)} cannot have it too. "
-            f"Rename one of the tasks."
-        )
-    _tasks[name] = task_class
-    return task_class
+    return add_named(_tasks, task_class, kind="task")
 
 
 def get_task(name: str) -> type[Task]:
@@ -40,9 +29,7 @@ def get_task(name: str) -> type[Task]:
     Raises:
         UserError: there is none; the nearest name is suggested.
     """
-    if name not in _tasks:
-        raise unknown("task", name, _tasks)
-    return _tasks[name]
+    return find_named(_tasks, name, kind="task")
 
 
 def task_names() -> tuple[str, ...]:
@@ -66,7 +53,3 @@ def task_from_dict(values: Mapping[str, object]) -> Task:
 def task_to_dict(task: Task) -> dict[str, object]:
     """Plain values that :func:`task_from_dict` reads back."""
     return task.to_dict()
-
-
-def _address(task_class: type[Task]) -> str:
-    return f"{task_class.__module__}.{task_class.__qualname__}"
