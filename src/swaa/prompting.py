@@ -139,8 +139,8 @@ class Prompting:
         if not self.reasons:
             return Final(reply, True)
         parts = re.split(re.escape(self.marker), reply, flags=re.IGNORECASE)
-        last = parts[-1].strip().removeprefix("**").strip()
         if len(parts) > 1:
+            last = _plain(parts[-1])
             return Final(last, bool(last) or not cut)
         if self.thinks:
             opening = self.marker.replace("/", "")
@@ -148,4 +148,14 @@ class Prompting:
             return Final("", False) if thought else Final(reply, True)
         if cut:
             return Final("", False)
-        return Final(last.rpartition("\n")[2], True)
+        return Final(_plain(reply.strip().rpartition("\n")[2]), True)
+
+
+def _plain(text: str) -> str:
+    """``text`` without the bold marks around it, or of what stood before it: ``**Answer:** 42``, ``**Answer: 42**``."""
+    text = text.strip()
+    if text.count("**") % 2:  # the other one of a pair stands before the text
+        text = text.removeprefix("**") if text.startswith("**") else text.removesuffix("**")
+    text = text.strip()
+    wrapped = text.count("**") == 2 and text.startswith("**") and text.endswith("**")
+    return text[2:-2].strip() if wrapped else text

@@ -20,7 +20,7 @@ from swaa.config.common import (
 )
 from swaa.config.files import to_yaml
 from swaa.config.perplexity import Perplexity
-from swaa.errors import UserError
+from swaa.errors import UserError, invalid
 from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_items, check_whole
 from swaa.recipe import Decoding, Recipe
@@ -170,6 +170,11 @@ def _cross(mapping: dict[str, object], promptings: object) -> None:
         return
     asked = check_items("promptings", promptings, of="prompting", mend="Write promptings: [direct, chain_of_thought].")
     ways = [Prompting.parse(item, f"promptings[{index}]") for index, item in enumerate(asked)]
+    labels = [way.label for way in ways]
+    for label in labels:
+        if labels.count(label) > 1:  # the recipes would have the same names
+            mend = "Name the other way in recipes of its own: {name: ..., policy: ..., prompting: ...}."
+            raise invalid("promptings", accepted="each name once", got=label, mend=mend)
     recipes = mapping.get("recipes")
     if not isinstance(recipes, list | tuple):
         return  # the experiment's own check refuses it
