@@ -11,15 +11,16 @@ from swaa.recipe import Decoding
 Ending = Literal["end", "stop", "cut"]
 """What ended an answer: its end-of-sequence token, a stop string, or ``max_new_tokens``."""
 _SLACK = 4
-"""Tokens that a marker may share with the text around it."""
+"""Tokens that what is looked for may share with the text around it, beside one for each of its bytes."""
 
 
 class Reply:
     """The answer to one sample.
 
-    A reply that reasons before it answers is not ended by stop strings in its reasoning. Where the prompting has a
-    budget, the reasoning is closed when it is spent, or when the model would end without an answer: the marker and the
-    beginning of the answer are written for it, token by token (budget forcing, arXiv 2501.19393).
+    A reply that reasons before it answers is not ended by stop strings in its reasoning, nor by blank lines between its
+    marker and its answer. Where the prompting has a budget, the reasoning is closed when it is spent, or when the model
+    would end without an answer: the marker and the beginning of the answer are written for it, token by token (budget
+    forcing, arXiv 2501.19393).
 
     Args:
         tokenizer: the model's.
@@ -64,7 +65,9 @@ class Reply:
             self.ending = "end"
         elif self._answer_from is None:
             self._answer_from = len(self.tokens) if self._marked() else None
-        elif any(stop in self._decode(self.tokens[self._answer_from :]) for stop in self._stop):
+        elif self._prompting.reasons and self._is_blank(self.tokens[self._answer_from]):
+            self._answer_from += 1
+        elif any(stop in self._tail(stop, self._answer_from) for stop in self._stop):
             self.ending = "stop"
         return token
 
@@ -75,7 +78,14 @@ class Reply:
 
     def _marked(self) -> bool:
         marker = self._prompting.marker
-        return marker.casefold() in self._decode(self.tokens[-len(marker) - _SLACK :]).casefold()
+        return marker.casefold() in self._tail(marker).casefold()
+
+    def _is_blank(self, token: int) -> bool:
+        return not self._decode([token]).strip()
+
+    def _tail(self, wanted: str, start: int = 0) -> str:
+        """The last tokens from ``start`` on, enough of them to hold ``wanted`` however it was cut into tokens."""
+        return self._decode(self.tokens[max(start, len(self.tokens) - len(wanted.encode()) - _SLACK) :])
 
     def _closing(self) -> list[int]:
         text = self._prompting.closing(self._sample.example.answer_prefix)
