@@ -11,7 +11,7 @@ from swaa.config import load_experiment
 from swaa.engine import run_experiment
 from swaa.engine.folder import RunFolder
 from swaa.errors import UserError
-from swaa.report import Record, read_records
+from swaa.report import Record, read_records, read_run
 
 
 def comparable(path: Path) -> list[dict[str, Any]]:
@@ -151,3 +151,25 @@ def test_another_text_in_the_haystacks_file_is_another_experiment(experiment_fil
     text.write_text("A train left the town at dawn. " * 200)
     run_experiment(experiment)
     assert len({record.example for record in read_records(records)} - before) == 1
+
+
+def test_a_run_that_asks_for_less_by_other_names_is_described_anew(experiment_file: Path) -> None:
+    run_experiment(load_experiment(experiment_file))
+    fewer = load_experiment(experiment_file, ["num_examples=2", "recipes[0].name=full"])
+    run_experiment(fewer)
+    found = read_run(fewer.output)
+    assert [recipe.name for recipe in found.info.recipes] == ["full", "swa", "half"]
+    assert found.complete
+    assert found.info.asked == len(found.records) == fewer.num_samples
+
+
+def test_a_text_is_measured_in_a_run_and_when_it_is_asked_for_later(experiment_file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy. " * 40)
+    run_experiment(load_experiment(experiment_file, ["num_examples=1", "lengths=[400]"]))
+    asked = f"perplexity={{num_stretches: 2, length: 128, short_length: 16, text_file: {text}}}"
+    rows = run_experiment(load_experiment(experiment_file, ["num_examples=1", "lengths=[400]", asked]))
+    shown = {row.recipe: row.delta_nll for row in rows}
+    assert shown["FA"].value == 0
+    assert shown["swa"].value != 0
+    assert len(read_run(load_experiment(experiment_file).output).perplexity) == 2 * 3

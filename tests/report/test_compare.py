@@ -117,7 +117,7 @@ def test_what_a_single_recipe_lacks_is_named_with_it(first: Path, tmp_path: Path
 def test_a_missing_generation_is_a_missing_sample(tmp_path: Path) -> None:
     both = [*grid(FULL, right={FULL: 8}), *grid(FULL, right={FULL: 4}, generation=1)]
     one = plant(tmp_path / "one", grid(FULL, right={FULL: 8}), recipes=(FULL,))
-    two = plant(tmp_path / "two", both, recipes=(FULL,))
+    two = plant(tmp_path / "two", both, recipes=(FULL,), num_generations=2)
     with pytest.raises(UserError, match="one lacks 8: needle/900/e0#1, "):
         compare(one, two)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from swaa.config import Experiment
-from swaa.engine.grid import context_of
+from swaa.engine.grid import context_of, grid_keys
 from swaa.engine.machine import session
 from swaa.engine.samples import Asked, Dropped
 from swaa.hf import model_shape
@@ -35,16 +33,9 @@ def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]
             "num_heads": shape.num_heads,
             "context": context_of(model),
         },
-        "recipes": [_recipe(recipe) for recipe in experiment.recipes],
-        "tasks": [
-            {"label": task.label, "name": task.name, "grader": task.grader.to_dict()} for task in experiment.tasks
-        ],
-        "lengths": list(experiment.lengths),
-        "num_examples": experiment.num_examples,
-        "num_generations": experiment.num_generations,
-        "seed": experiment.seed,
-        "scoring": list(experiment.scoring),
+        **_asked_for(experiment),
         "asked": num_answers(experiment, asked),
+        "examples": _examples(_example(sample) for sample in asked.samples),
         "dropped": [dropped.to_dict() for dropped in asked.dropped],
         "provenance": {
             "git": machine["git"],
@@ -52,7 +43,7 @@ def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]
             "hardware": {
                 "processor": machine["cpu"],
                 "cores": machine["cores"],
-                "threads": torch.get_num_threads(),
+                "threads": machine["threads"],
                 "gpu": machine["gpu"],
                 "memory_bytes": machine["memory_bytes"],
                 "load": machine["load"],
@@ -60,6 +51,37 @@ def describe(experiment: Experiment, model: Any, asked: Asked) -> dict[str, Any]
             "command": shlex.join(["swaa", *sys.argv[1:]]),
             "started": machine["started"],
         },
+    }
+
+
+def redescribe(experiment: Experiment, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a run whose records are all there from former ones, which may have asked for more, by other names.
+
+    Only tasks that make their prompts to measure come here, so nothing was dropped.
+    """
+    names = ((key.task, key.length, key.example) for key in grid_keys(experiment) or ())
+    told = _asked_for(experiment)
+    return {**before, **told, "asked": experiment.num_samples, "examples": _examples(names), "dropped": []}
+
+
+def _examples(names: Iterable[tuple[str, int, str]]) -> list[dict[str, Any]]:
+    """The ids of ``(task, length, id)`` triples, each once, by task and length."""
+    cells: dict[tuple[str, int], dict[str, None]] = {}
+    for task, length, name in names:
+        cells.setdefault((task, length), {}).setdefault(name)
+    return [{"task": task, "length": length, "ids": list(ids)} for (task, length), ids in cells.items()]
+
+
+def _asked_for(experiment: Experiment) -> dict[str, Any]:
+    tasks = [{"label": task.label, "name": task.name, "grader": task.grader.to_dict()} for task in experiment.tasks]
+    return {
+        "recipes": [_recipe(recipe) for recipe in experiment.recipes],
+        "tasks": tasks,
+        "lengths": list(experiment.lengths),
+        "num_examples": experiment.num_examples,
+        "num_generations": experiment.num_generations,
+        "seed": experiment.seed,
+        "scoring": list(experiment.scoring),
     }
 
 

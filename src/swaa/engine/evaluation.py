@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from swaa.config import Experiment
-from swaa.engine.description import describe, num_answers, told
+from swaa.engine.description import describe, num_answers, redescribe, told
 from swaa.engine.evaluator import Evaluator
 from swaa.engine.folder import RunFolder
 from swaa.engine.grid import Chunk, GridData, check_recipes, context_of, grid_keys, make_chunks, sample_key
@@ -61,7 +61,9 @@ def run_evaluation(
         try:
             with stoppable():
                 records = _finished(experiment, folder)
-                if records is None:  # otherwise the model need not be loaded
+                if records is not None:  # the model need not be loaded
+                    folder.describe(redescribe(experiment, folder.description() or {}))
+                else:
                     records = _run_grid(experiment, folder, train(experiment, console), console)
         except StopRequested:
             raise Interrupted(
@@ -153,6 +155,13 @@ def _measure_text(
             text.measure(model if tuned is None else _load(experiment, tuned)[0], recipe)
 
 
+def _text_is_missing(experiment: Experiment) -> bool:
+    if experiment.perplexity is None:
+        return False
+    with PerplexityFolder(experiment.output, experiment.perplexity, experiment.model) as text:
+        return any(text.missing(recipe) for recipe in experiment.recipes)
+
+
 def _no_training(experiment: Experiment, console: Console) -> Mapping[str, Path]:
     """For experiments without fine-tuned recipes."""
     assert all(recipe.fine_tuning is None for recipe in experiment.recipes), "swaa.engine.run trains"
@@ -188,7 +197,7 @@ def _finished(experiment: Experiment, folder: RunFolder) -> list[Record] | None:
     Examples are known by their ids, which change with the text of a task's file.
     """
     keys = grid_keys(experiment, generations=experiment.num_generations)
-    if keys is None or folder.description() is None:
+    if keys is None or folder.description() is None or _text_is_missing(experiment):
         return None
     grid = set(keys)
     chosen = [record for record in _asked_for(experiment, folder.records()) if record.key in grid]

@@ -103,7 +103,7 @@ def regrade(
             folder.replace_records(records)
             if everything:
                 _tell_graders(folder, graders)
-        rows = folder.write_tables(_tabled(path))
+        rows = folder.write_tables(read_run(path).records)
     errors = [grade.error for grade in grades.values() if grade.error is not None]
     return Regraded(
         graded=len(known),
@@ -188,12 +188,3 @@ def _tell_graders(folder: RunFolder, graders: Mapping[str, Grader]) -> None:
         for task in description["tasks"]
     ]
     folder.describe({**description, "tasks": tasks})
-
-
-def _tabled(path: Path) -> list[Record]:
-    """The records that the run's tables are of: those of its samples; a folder may hold others of former runs."""
-    run = read_run(path)
-    asked = {Place(sample.task, sample.length, sample.example) for sample in run.samples}
-    return [
-        record for record in run.records if _place(record) in asked and record.generation < run.info.num_generations
-    ]

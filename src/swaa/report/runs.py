@@ -107,6 +107,15 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """The ids of the examples that are asked of a task at a length."""
+
+    task: str
+    length: int
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Hardware:
     """The machine; ``memory_bytes`` is its main memory. None where it could not be found out."""
 
@@ -137,6 +146,7 @@ class RunInfo:
         seed: of the examples.
         num_generations: answers to each example.
         asked: records that a complete run has.
+        examples: which examples it asks; nothing in runs of versions that did not say so.
         dropped: what length filters left out, one item a task that lost an example or could have.
     """
 
@@ -152,6 +162,7 @@ class RunInfo:
     dropped: tuple[Dropped, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
     num_generations: int = 1
+    examples: tuple[Examples, ...] = ()
     format: int = FORMAT
 
 
@@ -301,6 +312,7 @@ def read_info(folder: Path) -> RunInfo:
 
 def _asked_for(info: RunInfo, records: Sequence[Record]) -> list[Record]:
     """The records of the run's tasks, lengths and recipes, in this order; a folder may hold others of former runs."""
+    examples = {(one.task, one.length, name) for one in info.examples for name in one.ids}
     recipes = {recipe.hash: number for number, recipe in enumerate(info.recipes)}
     tasks = {task.label: number for number, task in enumerate(info.tasks)}
     lengths = {length: number for number, length in enumerate(info.lengths)}
@@ -308,6 +320,8 @@ def _asked_for(info: RunInfo, records: Sequence[Record]) -> list[Record]:
         ((tasks[record.task], lengths[record.length], recipes[record.recipe_hash]), record)
         for record in records
         if record.task in tasks and record.length in lengths and record.recipe_hash in recipes
+        if record.generation < info.num_generations
+        if not examples or (record.task, record.length, record.example) in examples
     ]
     cells.sort(key=lambda cell: cell[0])  # stable: within a cell, as they were written
     return [dataclasses.replace(record, recipe=info.recipes[place[2]].name) for place, record in cells]
