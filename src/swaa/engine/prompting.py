@@ -150,6 +150,8 @@ def prepare(tokenizer: Any, example: Example, prompting: Prompting | None = None
 def evidence_distance(tokenizer: Any, example: Example, prompt: Prompt) -> int | None:
     """Tokens from the beginning of the farthest evidence to the end of the prompt; None where it is not known.
 
+    The first one holds the evidence's first character, and often the space before it.
+
     Evidence that is farther away than a window is seen by no answer token, unless a layer carries it on.
     """
     spans = example.metadata.get("spans")
@@ -158,5 +160,6 @@ def evidence_distance(tokenizer: Any, example: Example, prompt: Prompt) -> int |
     start = prompt.text.find(example.prompt)
     if start < 0:  # a template that rewrites the question (trims it, say) moves the offsets
         return None
-    before = prompt.text[: start + min(int(span[0]) for span in spans)]
-    return max(0, len(prompt.ids) - len(encode(tokenizer, before)))
+    before = encode(tokenizer, prompt.text[: start + min(int(span[0]) for span in spans)])
+    differs = (place for place, (one, other) in enumerate(zip(before, prompt.ids, strict=False)) if one != other)
+    return len(prompt.ids) - next(differs, len(before))  # the token that differs holds the end of what is before, too
