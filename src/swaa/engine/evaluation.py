@@ -119,10 +119,8 @@ def _run_chunks(
         with company(experiment, trainer, folder.path / "logs", command="run"):
             writer.write_with(folder.writer(trainer.global_rank).append)
             for wanted, some in by_weights.items():
-                if wanted is not None:
-                    del model
-                    model, _ = _load(experiment, wanted)
-                evaluator = Evaluator(model, tokenizer, experiment)
+                tuned = None if wanted is None else _load(experiment, wanted)[0]
+                evaluator = Evaluator(model if tuned is None else tuned, tokenizer, experiment)
                 try:
                     data = GridData(some, pad=tokenizer.pad_token_id)
                     trainer.predict(evaluator, data, return_predictions=False)
