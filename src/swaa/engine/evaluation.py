@@ -48,6 +48,7 @@ def run_evaluation(
         Interrupted: Ctrl-C; the samples that ended are kept.
     """
     for task in experiment.tasks:
+        task.check()
         task.grader.check()
     check_world_size(experiment)
     console = console or Console(stderr=True)
@@ -71,6 +72,17 @@ def run_evaluation(
                 "Run the same command again to go on from there."
             ) from None
         return folder.end(records)
+
+
+def check_asked(experiment: Experiment) -> None:
+    """Refuse now what could not be evaluated later, such as prompts that do not fit into the model's context.
+
+    Raises:
+        UserError: see :func:`check_recipes` and :func:`make_samples`.
+    """
+    model, tokenizer = _load(experiment, None)
+    check_recipes(experiment, model)
+    make_samples(experiment, tokenizer, context=context_of(model))
 
 
 def _run_grid(experiment: Experiment, folder: RunFolder, weights: Mapping[str, Path], console: Console) -> list[Record]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from swaa.config import Experiment
 from swaa.config.tuned import fine_tuning_of
-from swaa.engine.evaluation import run_evaluation
+from swaa.engine.evaluation import check_asked, run_evaluation
 from swaa.engine.processes import helps
 from swaa.engine.tuning.folder import MERGED
 from swaa.engine.tuning.run import run_finetuning
@@ -27,13 +27,14 @@ def train_recipes(experiment: Experiment, console: Console) -> dict[str, Path]:
     """Train what is not trained yet, in the first process; the folder of the merged weights, by the hash of the recipe.
 
     Recipes with one policy and one training share their weights. A training that was interrupted goes on from its last
-    checkpoint.
+    checkpoint. Before the first one begins, the evaluation is checked, so that a mistake in it costs no training.
 
     Raises:
-        UserError, Interrupted: see :func:`run_finetuning`.
+        UserError, Interrupted: see :func:`check_asked` and :func:`run_finetuning`.
     """
     folders: dict[str, Path] = {}
     done: dict[Path, Path] = {}
+    checked = False
     for recipe in experiment.recipes:
         if recipe.fine_tuning is None:
             continue
@@ -41,6 +42,9 @@ def train_recipes(experiment: Experiment, console: Console) -> dict[str, Path]:
         if helps(experiment):  # the first process has trained
             done[config.output] = config.output / MERGED
         elif config.output not in done:
+            if not checked and not (config.output / MERGED).exists():
+                check_asked(experiment)
+                checked = True
             console.print(f"Weights of {recipe.name}: {config.output}", highlight=False, markup=False, soft_wrap=True)
             outcome = run_finetuning(config, console=console)
             assert outcome is not None  # only the helpers of a distributed training have none
