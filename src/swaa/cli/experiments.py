@@ -55,13 +55,19 @@ def validate(args: argparse.Namespace) -> int:
         return _validate_finetuning(args.file, experiment)
     if isinstance(experiment, Distillation):
         return _validate_distillation(args.file, experiment)
+    for task in experiment.tasks:
+        task.check()
     counts = {
         "recipes": len(experiment.recipes),
         "tasks": len(experiment.tasks),
         "lengths": len(experiment.lengths),
         "examples": experiment.num_examples,
     }
+    if experiment.num_generations > 1:
+        counts["generations"] = experiment.num_generations
     grid = " x ".join(f"{count} {name if count > 1 else name[:-1]}" for name, count in counts.items())
+    if not all(task.sized for task in experiment.tasks):
+        grid = f"at most {grid}"  # a file may have fewer examples, or longer ones
     total = experiment.num_samples
     console = make_console()
     where = f"on {experiment.model.name} -> {experiment.output}"

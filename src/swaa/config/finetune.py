@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from swaa.config.common import ModelConfig, read_fields
 from swaa.config.experiment import Experiment
@@ -26,6 +27,7 @@ from swaa.errors import UserError
 from swaa.policies import AttentionPolicy, FullAttention, parse_policy
 from swaa.reading import build, check_text, check_whole, within
 from swaa.recipe import Recipe
+from swaa.tasks import Task
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,7 +92,8 @@ class FineTuning:
                 "FineTuning.validation.scoring: 'generate' ends at another step on every device, and fsdp2 needs all "
                 "devices at every step. Use teacher_forced."
             )
-        _check_apart({"train": self.train, "validation": self.validation, "evaluation": self.evaluation})
+        sections = {"train": self.train, "validation": self.validation, "evaluation": self.evaluation}
+        check_apart(sections, owner="FineTuning")
         object.__setattr__(self, "output", Path(self.output))
         with within("FineTuning.evaluation", owner="Experiment"):  # now, not when the training is over
             self.experiment(self.model.name, self.output)
@@ -189,15 +192,38 @@ def _check_dtype(asked: FineTuning) -> None:
         )
 
 
-def _check_apart(sections: dict[str, Training | Validation | Evaluation | None]) -> None:
-    """Refuse examples that two sections share: what was trained on tells nothing when it is validated or evaluated."""
+class Examples(Protocol):
+    """What is asked of tasks: in training, in validation, in an evaluation."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+    @property
+    def lengths(self) -> tuple[int, ...]: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def check_apart(sections: Mapping[str, Examples | None], *, owner: str) -> None:
+    """Refuse examples that two sections share: what was trained on tells nothing when it is validated or evaluated.
+
+    The seed keeps examples apart that a task makes; a file's are the same for every seed.
+
+    Args:
+        sections: by the name of the field, which ``owner`` has.
+    """
     there = [(name, section) for name, section in sections.items() if section is not None]
     for (name, section), (other, later) in itertools.combinations(there, 2):
-        tasks = [task.label for task in section.tasks if task in later.tasks]
+        shared = [task for task in section.tasks if task in later.tasks]
+        for task in shared:
+            if not task.sized:
+                raise UserError(
+                    f"{owner}.{other}.tasks: {task.label} is asked in {name}, too, and offers the same examples "
+                    f"whatever the seed. Split its file in two."
+                )
         lengths = [length for length in section.lengths if length in later.lengths]
-        if tasks and lengths and section.seed == later.seed:
+        if shared and lengths and section.seed == later.seed:
             raise UserError(
-                f"FineTuning.{other}.seed: {later.seed} is {name}.seed, too, and both ask for {tasks[0]} at "
+                f"{owner}.{other}.seed: {later.seed} is {name}.seed, too, and both ask for {shared[0].label} at "
                 f"{lengths[0]} tokens: these are the same examples. Set {other}.seed to another number."
             )
 

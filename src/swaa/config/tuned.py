@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from swaa.config.experiment import Experiment
-from swaa.config.finetune import FineTuning
+from swaa.config.finetune import FineTuning, check_apart
 from swaa.errors import UserError
 from swaa.policies import FullAttention
 from swaa.reading import check_keys, check_mapping, within
@@ -53,14 +53,13 @@ def fine_tuning_of(experiment: Experiment, recipe: Recipe) -> FineTuning:
         "model": dataclasses.asdict(experiment.model),
         "plugins": list(experiment.plugins),
         "output": str(folder),
-        "evaluation": {  # for the check that no evaluated example is trained on
-            "tasks": [task.to_dict() for task in experiment.tasks],
-            "lengths": list(experiment.lengths),
-            "seed": experiment.seed,
-        },
     }
-    with within(f"fine_tunings.{name}"):
-        return dataclasses.replace(FineTuning.from_dict(fields, output=folder), evaluation=None)
+    path = f"fine_tunings.{name}"
+    with within(path):
+        tuning = FineTuning.from_dict(fields, output=folder)
+    sections = {"train": tuning.train, "validation": tuning.validation, "experiment": experiment}
+    check_apart(sections, owner=path)
+    return tuning
 
 
 def _complete(name: str, fields: object) -> Mapping[str, object]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from swaa.config import Experiment, load_experiment
 from swaa.engine.batch import Sample
+from swaa.engine.perplexity_folder import KEY_TOKENS
 from swaa.engine.resumable import MEND, ResumableFolder, changed
 from swaa.errors import UserError
 from swaa.report import Key, Record, Row, find_baseline, summarise, to_csv, to_markdown
@@ -113,7 +114,8 @@ class RunFolder(ResumableFolder):
 
     def _begin(self) -> None:
         if self._fresh:
-            self._delete(EXPERIMENT, RECORDS, SAMPLES, RUN, *TABLES, *(part.name for part in record_parts(self.path)))
+            parts = (part.name for part in record_parts(self.path))
+            self._delete(EXPERIMENT, RECORDS, SAMPLES, RUN, KEY_TOKENS, PERPLEXITY, *TABLES, *parts)
         self._drop_torn_line(RECORDS)
         self._check_same()
         if record_parts(self.path):  # of processes that were killed

@@ -113,7 +113,7 @@ _FEWER = (
     _Column(
         "cut %",
         lambda row: _interval(row.truncated),
-        "cut: answers that ended before their final answer.",
+        "cut: replies whose reasoning was cut short, by the budget of tokens or by max_new_tokens.",
         lambda row: row.truncated is not None,
     ),
     _Column(

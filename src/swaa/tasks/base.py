@@ -100,6 +100,14 @@ class Task(ABC):
         stem = f"{self.name}-{self.fingerprint}-{length}-{seed}"
         return (f"{stem}-{index}" for index in range(num_examples))
 
+    def check(self) -> None:
+        """Read the files that examples are made of, before a model is loaded.
+
+        Raises:
+            UserError: a file is missing or malformed; the line is named.
+        """
+        next(iter(self.example_ids(length=1, num_examples=1, seed=0)), None)
+
     @property
     def label(self) -> str:
         """The name, with the parameters that are not the default ones: ``needle_multikey(num_keys=8)``."""

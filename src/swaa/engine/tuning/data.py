@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -85,16 +86,24 @@ def conversations(source: Source, tokenizer: Any) -> list[Conversation]:
 
 
 def task_samples(source: Source, tokenizer: Any) -> list[Sample]:
-    """The examples of a source's tasks, rendered for evaluation."""
-    counter = partial(count_tokens, tokenizer)
-    return [
-        Sample(task, length, example, prepare(tokenizer, example))
-        for task in source.tasks
-        for length in source.lengths
-        for example in task.examples(
-            length=length, num_examples=source.num_examples, seed=source.seed, count_tokens=counter
-        )
-    ]
+    """The examples of a source's tasks, rendered for evaluation.
+
+    Of a task that has its own lengths these are the first ``num_examples`` whose prompts are no longer than the longest
+    length.
+    """
+    found: list[Sample] = []
+    for task in source.tasks:
+        for length in source.lengths if task.sized else (max(source.lengths),):
+            examples = task.examples(
+                length=length,
+                num_examples=source.num_examples,
+                seed=source.seed,
+                count_tokens=partial(count_tokens, tokenizer),
+            )
+            samples = (Sample(task, length, example, prepare(tokenizer, example)) for example in examples)
+            fitting = (sample for sample in samples if task.sized or len(sample.prompt.ids) <= length)
+            found += islice(fitting, source.num_examples)
+    return found
 
 
 def plan(config: FineTuning, samples: Sequence[TrainingSample], *, world_size: int) -> list[Step]:
