@@ -127,7 +127,7 @@ def test_what_the_experiment_says_cannot_be_said_again(tmp_path: Path, field: st
     ("changes", "message"),
     [
         ({"fine_tunings": {"sft": {"train": {**TRAIN, "seed": 0}}}},
-         r"fine_tunings.sft: .*evaluation.seed: 0 is train.seed, too, and both ask for needle_single at 400 tokens"),
+         r"fine_tunings.sft.*experiment.seed: 0 is train.seed, too, and both ask for needle_single at 400 tokens"),
         ({"seed": 77}, r"seed: 77 is train.seed, too"),
         ({"fine_tunings": {"sft": {"train": TRAIN, "validation": {**TRAIN, "seed": 0}}}},
          r"seed: 0 is validation.seed, too"),
@@ -156,6 +156,17 @@ def test_other_examples_of_the_same_seed_are_no_mistake(tmp_path: Path) -> None:
     """Another length, or another task."""
     for train in ({**TRAIN, "seed": 0, "lengths": [440]}, {**TRAIN, "seed": 0, "tasks": [{"name": "needle_multikey"}]}):
         load(tmp_path, fine_tunings={"sft": {"train": train}})
+
+
+def test_a_file_is_not_trained_on_and_evaluated_whatever_the_seed(tmp_path: Path) -> None:
+    """A seed only shuffles what a file holds, and a grader changes no example."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "Who?", "answer": "She."}\n')
+    task = {"name": "file", "path": str(data)}
+    for evaluated in (task, {**task, "grader": "exact"}):
+        train = {"tasks": [task], "lengths": [300], "seed": 5}
+        with pytest.raises(UserError, match=r"fine_tunings.sft.*the same"):
+            load(tmp_path, fine_tunings={"sft": {"train": train}}, tasks=[evaluated])
 
 
 def test_a_training_that_no_recipe_asks_for_is_no_mistake(tmp_path: Path) -> None:
