@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from swaa.config import load_experiment
 from swaa.errors import UserError
-from swaa.policies import SlidingWindow
+from swaa.policies import FullAttention, SlidingWindow
 from swaa.prompting import INSTRUCTION, PROMPTINGS, Prompting
-from swaa.recipe import Recipe
+from swaa.recipe import Decoding, Recipe
 
 COT, THINKING = Prompting("chain_of_thought"), Prompting("thinking")
 
@@ -281,3 +281,35 @@ def parsed_of(budget: int) -> Prompting:
 def test_mistakes_in_promptings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("reply", "final"),
+    [
+        ("1 and 1 are 2.\n**Answer**: 2", "2"),
+        ("1 and 1 are 2.\n- Answer: 2", "2"),
+        ('I must end with "Answer:" and the sum.\n2', "2"),  # no marker: it does not begin its line
+        ("Answer: 2\n\nBut the other number was 77.", "2"),
+        ("Answer:\n\n2\n\nBut the other number was 77.", "2"),
+    ],
+)
+def test_a_marker_begins_its_line_and_an_answer_ends_with_its_paragraph(reply: str, final: str) -> None:
+    assert Prompting("chain_of_thought").final(reply, cut=False).text == final
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "left"),
+    [
+        ("direct", "Paris\nQuestion: who", "Paris\n"),
+        ("chain_of_thought", "Question: first.\nAnswer: Paris\nQuestion:", "Question: first.\nAnswer: Paris\n"),
+        ("chain_of_thought", "no marker Question:", "no marker "),
+    ],
+)
+def test_the_stop_string_that_ended_a_reply_is_not_graded(name: str, reply: str, left: str) -> None:
+    assert Prompting(name).before_stop(reply, ["Question:"]) == left
+
+
+def test_a_budget_that_leaves_no_answer_is_refused() -> None:
+    message = "Recipe.prompting.budget: 20 tokens of reasoning leave none for the answer: decoding.max_new_tokens is 20."
+    with pytest.raises(UserError, match=message):
+        Recipe("r", FullAttention(), Prompting("chain_of_thought", budget=20), Decoding(max_new_tokens=20))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ INSTRUCTION = (
     "Think step by step before you answer, and write your steps down. Then write a last line that begins with "
     '"Answer:" and gives the answer alone.'
 )
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _DEFAULTS = {DIRECT: ("", ""), CHAIN_OF_THOUGHT: (INSTRUCTION, "Answer:"), THINKING: ("", "</think>")}
 
 
@@ -43,8 +45,8 @@ class Prompting:
     """A way of asking.
 
     - ``direct``: the question, and the beginning of the answer where the task gives one.
-    - ``chain_of_thought``: the question and ``instruction``; the final answer follows the last ``marker``. A reply that
-      ends by itself without a marker answers in its last line.
+    - ``chain_of_thought``: the question and ``instruction``; the final answer follows the last ``marker`` that begins a
+      line, up to a blank line. A reply that ends by itself without a marker answers in its last line.
     - ``thinking``: the chat template's own switch is on; the final answer follows the last ``marker``.
 
     Attributes:
@@ -128,6 +130,33 @@ class Prompting:
             raise UserError("Prompting.name: there is no reference reply for 'thinking'. Distil one: swaa distill.")
         return f"{reasoning}\n{self.marker} {answer.strip()}" if self.reasons else answer
 
+    @property
+    def _mark(self) -> re.Pattern[str]:
+        """The marker where it counts: that of a chain of thought begins a line, perhaps in bold."""
+        if self.thinks:
+            return re.compile(re.escape(self.marker), re.IGNORECASE)
+        word, colon, rest = self.marker.partition(":")
+        bold = rf"[*_]*{colon}" if colon and not rest else ""
+        text = f"{re.escape(word)}{bold}" if bold else re.escape(self.marker)
+        return re.compile(rf"^[ \t*_#>-]*{text}", re.IGNORECASE | re.MULTILINE)
+
+    def marked(self, tail: str, *, whole: bool) -> bool:
+        """Whether the end of a reply holds the marker.
+
+        Args:
+            tail: the last part of the reply, long enough for the marker and what stands before it on its line.
+            whole: whether that is all of the reply; otherwise its first line may have begun earlier.
+        """
+        return any(whole or self.thinks or "\n" in tail[: mark.end()] for mark in self._mark.finditer(tail))
+
+    def before_stop(self, reply: str, stop: Sequence[str]) -> str:
+        """A reply that a stop string ended, up to that string; reasoning may hold such strings."""
+        marks = list(self._mark.finditer(reply)) if self.reasons else []
+        start = marks[-1].end() if marks else 0
+        answer = reply[start:].lstrip() if marks else reply
+        start = len(reply) - len(answer)
+        return reply[:start] + up_to_stop(answer, stop)
+
     def final(self, reply: str, *, cut: bool, prompt: str = "") -> Final:
         """The final answer of a reply.
 
@@ -138,9 +167,10 @@ class Prompting:
         """
         if not self.reasons:
             return Final(reply, True)
-        parts = re.split(re.escape(self.marker), reply, flags=re.IGNORECASE)
-        if len(parts) > 1:
-            last = _plain(parts[-1])
+        marks = list(self._mark.finditer(reply))
+        if marks:
+            after = reply[marks[-1].end() :]
+            last = _plain(after if self.thinks else _BLANK_LINE.split(after.lstrip(), maxsplit=1)[0])
             return Final(last, bool(last) or not cut)
         if self.thinks:
             opening = self.marker.replace("/", "")
@@ -159,3 +189,8 @@ def _plain(text: str) -> str:
     text = text.strip()
     wrapped = text.count("**") == 2 and text.startswith("**") and text.endswith("**")
     return text[2:-2].strip() if wrapped else text
+
+
+def up_to_stop(text: str, stop: Sequence[str]) -> str:
+    """``text`` before the first of the stop strings in it."""
+    return text[: min((text.find(end) for end in stop if end in text), default=len(text))]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swaa.errors import invalid
+from swaa.errors import UserError, invalid
 from swaa.policies import AttentionPolicy, parse_policy, policy_to_dict
 from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_mapping, check_number, check_text, check_whole, within
@@ -95,6 +95,12 @@ class Recipe:
         with within("Recipe.policy"):
             object.__setattr__(self, "policy", parse_policy(self.policy))
         object.__setattr__(self, "prompting", Prompting.parse(self.prompting, "Recipe.prompting"))
+        budget, room = self.prompting.budget, self.decoding.max_new_tokens
+        if budget is not None and budget >= room:
+            raise UserError(
+                f"Recipe.prompting.budget: {budget} tokens of reasoning leave none for the answer: "
+                f"decoding.max_new_tokens is {room}. Lower the one or raise the other."
+            )
 
     @property
     def hash(self) -> str:

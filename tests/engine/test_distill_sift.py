@@ -8,8 +8,9 @@ import pytest
 
 from swaa.config import Distillation
 from swaa.engine.distill import DistillationResult
-from swaa.engine.distill_answers import Answer, PromptAnswers, up_to_stop
+from swaa.engine.distill_answers import Answer, PromptAnswers
 from swaa.engine.distill_sift import Counts, sift
+from swaa.prompting import up_to_stop
 from swaa.tasks import get_task
 
 

@@ -63,3 +63,16 @@ def test_what_a_killed_process_wrote_is_kept(experiment_file: Path, tmp_path: Pa
         assert not part.exists()
         assert (tmp_path / "run" / "records.jsonl").read_text().count("\n") == 4
         assert folder.records() == records
+
+
+@pytest.mark.slow
+def test_processes_with_nothing_to_do_keep_the_others_company(experiment_file: Path, tmp_path: Path) -> None:
+    """A run that lacks a single batch, of a single set of weights, ends as it does in one process."""
+    few = ["num_examples=1", "lengths=[400]", "tasks=[{name: needle_single}]"]
+    assert run(experiment_file, tmp_path / "run", *few).returncode == 0
+    records = tmp_path / "run" / "records.jsonl"
+    whole = answers(tmp_path / "run")
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    both = run(experiment_file, tmp_path / "run", *few, "trainer.devices=2")
+    assert both.returncode == 0, both.stderr
+    assert answers(tmp_path / "run") == whole

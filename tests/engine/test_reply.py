@@ -122,9 +122,9 @@ def budgeted(budget: int | None, **fields: Any) -> Prompting:
 # ---------------------------------------------------------------------------------------------- with the tiny model
 
 
-@pytest.mark.parametrize("budget", [0, 1, 5, 12, 1000, None])
+@pytest.mark.parametrize("budget", [0, 1, 5, 12, None])
 def test_greedy_generation_under_a_budget_is_that_of_the_naive_loop(model: Any, tokenizer: Any, budget: Any) -> None:
-    """The closing has twelve tokens, so that a budget of 12 leaves no room for an answer; 1000 is never reached."""
+    """The closing has twelve tokens, so that a budget of 12 leaves no room for an answer."""
     decoding = Decoding(max_new_tokens=24)
     samples = samples_of(tokenizer, budgeted(budget))
     expected = [model_oracle(model, tokenizer, sample, decoding) for sample in samples]

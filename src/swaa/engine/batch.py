@@ -50,6 +50,7 @@ class Batch:
         answer_ids: ``[B, A]`` tokens of the reference answers, right-padded.
         answer_mask: ``[B, A]`` 1 at real tokens.
         generations: numbers of the answers that are generated of each sample.
+        counts: False for a filler, of which nothing is run.
     """
 
     recipe: Recipe
@@ -59,6 +60,7 @@ class Batch:
     answer_ids: Tensor
     answer_mask: Tensor
     generations: tuple[int, ...] = (0,)
+    counts: bool = True
 
     @property
     def prompt_lengths(self) -> Tensor:

@@ -15,14 +15,14 @@ from rich.console import Console
 from swaa.config import Distillation
 from swaa.engine.batch import Batch, Sample
 from swaa.engine.decode import Generation, generate, prefill
-from swaa.engine.distill_answers import Answer, PromptAnswers, up_to_stop
+from swaa.engine.distill_answers import Answer, PromptAnswers
 from swaa.engine.distill_folder import ANSWERS, DistillationFolder, check_formats
 from swaa.engine.distill_sift import Counts, Sifted, sift
 from swaa.engine.grid import GridData, check_recipes, context_of, grid_keys, make_chunks, sample_key
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.progress import GridProgress
 from swaa.engine.provenance import git_hash, versions
-from swaa.engine.recording import final_of, grade_answers
+from swaa.engine.recording import final_of, grade_answers, reply_of
 from swaa.engine.samples import make_samples
 from swaa.engine.trainer import BatchWriter, predict
 from swaa.errors import UserError
@@ -160,9 +160,10 @@ class Teacher(LightningModule):
         Raises:
             UserError: a judge could not grade one; what is on record stays, and the run goes on from there.
         """
-        replies = [up_to_stop(text, self._config.recipe.decoding.stop) for text in made.texts]
-        parts = zip(samples, replies, made.endings, strict=True)
-        grades = grade_answers(samples, [final_of(sample, reply, ending) for sample, reply, ending in parts])
+        parts = list(zip(samples, made.texts, made.endings, strict=True))
+        stop = self._config.recipe.decoding.stop
+        replies = [reply_of(*part, stop) for part in parts]
+        grades = grade_answers(samples, [final_of(*part, stop) for part in parts])
         answers = []
         for text, reply, tokens, ending, grade in zip(
             made.texts, replies, made.num_tokens, made.endings, grades, strict=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,8 +97,3 @@ def read_answers(path: Path) -> list[PromptAnswers]:
     """
     mend = "Remove this line to ask its prompt again, or begin anew with --fresh."
     return list(read_lines(path, PromptAnswers.from_json, fault="holds no answers", mend=mend))
-
-
-def up_to_stop(text: str, stop: Sequence[str]) -> str:
-    """``text`` before the first of the stop strings in it."""
-    return text[: min((text.find(end) for end in stop if end in text), default=len(text))]

@@ -43,6 +43,8 @@ class Evaluator(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Record]:
         """The records of a batch; see :meth:`Recorder.records`."""
+        if not batch.counts:
+            return []
         if batch.recipe != self._recipe:
             self._switch_to(batch.recipe)
             self._run(batch.head(), WARM_UP)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule
@@ -35,11 +35,13 @@ class Chunk:
         recipe: what adapts the model.
         samples: that run together.
         generations: numbers of the answers that are generated of each of them.
+        counts: False for a filler, which keeps a process company whose peers have something to do.
     """
 
     recipe: Recipe
     samples: tuple[Sample, ...]
     generations: tuple[int, ...] = (0,)
+    counts: bool = True
 
 
 def make_chunks(
@@ -120,7 +122,9 @@ class GridData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         trainer = self.trainer
         mine = self._chunks if trainer is None else self._chunks[trainer.global_rank :: trainer.world_size]
+        mine = mine or [replace(self._chunks[0], counts=False)]  # Lightning refuses a process without batches
         return DataLoader(mine, batch_size=None, collate_fn=self._collate)  # type: ignore[arg-type]  # of one item
 
     def _collate(self, chunk: Chunk) -> Batch:
-        return collate(chunk.recipe, chunk.samples, pad=self._pad, generations=chunk.generations)
+        batch = collate(chunk.recipe, chunk.samples, pad=self._pad, generations=chunk.generations)
+        return batch if chunk.counts else replace(batch, counts=False)

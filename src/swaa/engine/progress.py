@@ -80,7 +80,8 @@ class GridProgress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._progress.advance(self._bar, len(batch.samples) * len(batch.generations) * trainer.world_size)
+        if batch.counts:
+            self._progress.advance(self._bar, len(batch.samples) * len(batch.generations) * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress.stop()

@@ -11,6 +11,7 @@ from swaa.config import Experiment
 from swaa.engine.batch import Batch, Sample
 from swaa.engine.decode import Forced, Generation, Prefill
 from swaa.engine.provenance import git_hash, versions
+from swaa.engine.reply import Ending
 from swaa.graders import Grade, Question
 from swaa.hf import model_shape
 from swaa.policies import AttentionPolicy
@@ -108,9 +109,15 @@ def question_of(sample: Sample) -> Question:
     return Question(sample.example.prompt, sample.example.references, sample.example.metadata)
 
 
-def final_of(sample: Sample, text: str, ending: str) -> Final:
-    """The final answer in a generated text."""
-    return sample.prompting.final(text, cut=ending == "cut", prompt=sample.prompt.text)
+def reply_of(sample: Sample, text: str, ending: Ending, stop: Sequence[str]) -> str:
+    """A generated text without the stop string that ended it."""
+    return sample.prompting.before_stop(text, stop) if ending == "stop" else text
+
+
+def final_of(sample: Sample, text: str, ending: Ending, stop: Sequence[str]) -> Final:
+    """The final answer in a generated text, without the stop string that ended it."""
+    reply = reply_of(sample, text, ending, stop)
+    return sample.prompting.final(reply, cut=ending == "cut", prompt=sample.prompt.text)
 
 
 def grade_answers(samples: Sequence[Sample], finals: Sequence[Final]) -> list[Grade]:
@@ -125,4 +132,4 @@ def grade_answers(samples: Sequence[Sample], finals: Sequence[Final]) -> list[Gr
 
 def _finals(batch: Batch, made: Generation) -> list[Final]:
     parts = zip(batch.samples, made.texts, made.endings, strict=True)
-    return [final_of(sample, text, ending) for sample, text, ending in parts]
+    return [final_of(*part, batch.recipe.decoding.stop) for part in parts]

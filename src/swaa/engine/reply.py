@@ -10,8 +10,8 @@ from swaa.recipe import Decoding
 
 Ending = Literal["end", "stop", "cut"]
 """What ended an answer: its end-of-sequence token, a stop string, or ``max_new_tokens``."""
-_SLACK = 4
-"""Tokens that what is looked for may share with the text around it, beside one for each of its bytes."""
+_SLACK = 12
+"""Tokens for what may stand around a marker or a stop string: bold marks, and text that shares a token with it."""
 
 
 class Reply:
@@ -77,8 +77,8 @@ class Reply:
         return self._decode([token for token in self.tokens if token not in self._ends])
 
     def _marked(self) -> bool:
-        marker = self._prompting.marker
-        return marker.casefold() in self._tail(marker).casefold()
+        size = len(self._prompting.marker.encode()) + _SLACK
+        return self._prompting.marked(self._decode(self.tokens[-size:]), whole=len(self.tokens) <= size)
 
     def _is_blank(self, token: int) -> bool:
         return not self._decode([token]).strip()

@@ -97,7 +97,8 @@ class Looks:
         if self._scores("generate"):
             made = generate(model, self._tokenizer, batch, read, batch.recipe.decoding)
             parts = zip(batch.samples, made.texts, made.endings, strict=True)
-            grades = grade_answers(batch.samples, [final_of(*part) for part in parts])
+            stop = batch.recipe.decoding.stop
+            grades = grade_answers(batch.samples, [final_of(*part, stop) for part in parts])
             graded = [one.score for one in grades if one.score is not None]
             seen["score"] = (sum(graded), len(graded))
             seen["all_correct"] = (float(sum(one.all_correct for one in grades)), len(graded))
