@@ -25,7 +25,24 @@ class TestHolds:
             ("12345,67890", "12345"),
             ("９８７６", "9876"),  # noqa: RUF001  # full-width digits are meant
             ("100, 200", "100"),
-            ("100,200", "200"),
+            ("12, 345", "12"),
+            ("12, 345", "345"),
+            ("12345,678", "12345"),
+            ("12345,678", "678"),
+            ("It is 12,345, or so", "12345"),
+            ("12345", "12,345"),
+            ("1,200.50 euros", "1200.50"),
+            ("1200.50", "1,200.50"),
+            ("it is -42.", "-42"),
+            ("it is \u221242.", "-42"),
+            ("from 10-42", "42"),
+            ("(3)-42", "42"),
+            ("A-42", "42"),
+            ("so--42", "42"),
+            ("- 42", "42"),
+            ("I don\u2019t", "don't"),
+            ("I don't", "don\u2019t"),
+            ("a \u201cbig\u201d dog", 'a "big" dog'),
             ("it is 3.14.", "3.14"),
             ("The APPLE fell", "apple"),
             ("new\n york", "New York"),
@@ -52,6 +69,22 @@ class TestHolds:
             ("12345th", "12345"),
             ("category", "cat"),
             ("snake_cat", "cat"),
+            ("12,345 people", "12"),
+            ("12,345 people", "345"),
+            ("It is 12,345, or so", "12"),
+            ("100,200", "200"),
+            ("1,234,567", "1,234"),
+            ("1,234,567", "234,567"),
+            ("1,200.50", "1,200"),
+            ("1,200.50", "200.50"),
+            ("-42", "42"),
+            ("(-42)", "42"),
+            ("x = -0.5", "0.5"),
+            ("\u221242", "42"),
+            ("-1,234", "1,234"),
+            ("42", "-42"),
+            ("10-42", "-42"),
+            ("A-42", "-42"),
             ("", "1"),
         ],
     )
@@ -65,6 +98,12 @@ class TestHolds:
     @given(number=st.integers(0, 10**12))
     def test_thousands(self, number: int) -> None:
         assert holds(f"(about {number:,})", str(number))
+
+    @given(number=st.integers(-(10**9), 10**9), other=st.integers(-(10**9), 10**9), part=st.integers(0, 999))
+    def test_a_number_with_commas_and_sign_holds_only_itself(self, number: int, other: int, part: int) -> None:
+        for looked_for in (number, other, part):
+            assert holds(f"it is {number:,}, or so", f"{looked_for:,}") == (looked_for == number)
+            assert holds(f"it is {number:,}.", str(looked_for)) == (looked_for == number)
 
     @given(text=st.text(max_size=80))
     def test_every_text_holds_itself(self, text: str) -> None:
