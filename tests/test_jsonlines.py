@@ -53,3 +53,16 @@ def test_a_line_that_holds_something_else_is_named(tmp_path: Path, line: str) ->
     path.write_text(f"{to_line(Entry('a'))}\n{line}\n{to_line(Entry('b'))}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"entries.jsonl:2: this line is no entry \(.*\). Remove it.$"):
         read(path)
+
+
+def test_what_is_wrong_within_a_line_is_told_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "entries.jsonl"
+    path.write_text("1\n2\n")
+
+    def parse(line: str) -> int:
+        if line == "2\n":
+            raise UserError("number: expected 1, got 2. Write 1.")
+        return int(line)
+
+    with pytest.raises(UserError, match=r"entries.jsonl:2: number: expected 1, got 2. Write 1.$"):
+        list(read_lines(path, parse, fault="is no number", mend="Remove it."))

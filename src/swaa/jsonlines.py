@@ -28,12 +28,12 @@ def read_lines(path: Path, parse: Callable[[str], T], *, fault: str, mend: str) 
 
     Args:
         parse: from a line to a value; ``ValueError``, ``TypeError``, ``KeyError`` and ``AttributeError`` say that the
-            line holds something else.
+            line holds something else, ``UserError`` which field of it is wrong and what to do.
         fault: what is wrong with such a line: ``is no record``.
         mend: what to do then, as a sentence in the imperative.
 
     Raises:
-        UserError: a line cannot be read; its number is told.
+        UserError: a line cannot be read; its number is told, and the field where that is known.
     """
     if not path.exists():
         return
@@ -43,6 +43,8 @@ def read_lines(path: Path, parse: Callable[[str], T], *, fault: str, mend: str) 
                 return
             try:
                 value = parse(line)
+            except UserError as error:
+                raise UserError(f"{path}:{number}: {error}") from error
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"{path}:{number}: this line {fault} ({error}). {mend}") from error
             yield value

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
 from swaa.jsonlines import read_lines, to_line
+from swaa.report.jsonfiles import to_value
 
 RECORDS = "records.jsonl"
 """Of the first process; those of others lie in ``records-1.jsonl`` and so on until the run ends."""
@@ -93,12 +94,20 @@ class Record:
 
         Raises:
             ValueError: the line is not JSON (``json.JSONDecodeError``) or no record.
+            UserError: a field of it is of another type; the field is named.
         """
         values = json.loads(line)
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"not a record: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        for what, names in (("lacks", _NEEDED - values.keys()), ("has a field of no record,", values.keys() - _KNOWN)):
+            if names:
+                raise ValueError(f"it {what} {', '.join(sorted(names))}")
+        return to_value(cls, values, "", mend=_MEND)
+
+
+_KNOWN = frozenset(each.name for each in fields(Record))
+_NEEDED = frozenset(each.name for each in fields(Record) if each.default is MISSING and each.default_factory is MISSING)
+_MEND = "Remove this line to run its sample again, or begin anew with --fresh."
 
 
 def read_records(path: Path) -> list[Record]:
@@ -107,10 +116,9 @@ def read_records(path: Path) -> list[Record]:
     A last line without its line end was torn by an interruption and is left out: its sample runs again.
 
     Raises:
-        UserError: another line cannot be read; the line is named.
+        UserError: another line cannot be read; the line is named, and the field that is wrong.
     """
-    mend = "Remove this line to run its sample again, or begin anew with --fresh."
-    return list(read_lines(path, Record.from_json, fault="is no record", mend=mend))
+    return list(read_lines(path, Record.from_json, fault="is no record", mend=_MEND))
 
 
 def read_all_records(folder: Path) -> list[Record]:
