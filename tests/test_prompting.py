@@ -310,6 +310,6 @@ def test_the_stop_string_that_ended_a_reply_is_not_graded(name: str, reply: str,
 
 
 def test_a_budget_that_leaves_no_answer_is_refused() -> None:
-    message = "Recipe.prompting.budget: 20 tokens of reasoning leave none for the answer: decoding.max_new_tokens is 20."
+    message = "budget: 20 tokens of reasoning leave none for the answer: decoding.max_new_tokens is 20."
     with pytest.raises(UserError, match=message):
         Recipe("r", FullAttention(), Prompting("chain_of_thought", budget=20), Decoding(max_new_tokens=20))

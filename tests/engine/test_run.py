@@ -173,3 +173,14 @@ def test_a_text_is_measured_in_a_run_and_when_it_is_asked_for_later(experiment_f
     assert shown["FA"].value == 0
     assert shown["swa"].value != 0
     assert len(read_run(load_experiment(experiment_file).output).perplexity) == 2 * 3
+
+
+def test_a_judge_without_an_endpoint_is_told_before_the_model_is_loaded(
+    experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SWAA_JUDGE_BASE_URL", raising=False)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "Say yes.", "question": "?", "answer": "yes"}\n')
+    task = f"tasks=[{{name: file, path: {data}, grader: {{name: judge, model: m}}}}]"
+    with pytest.raises(UserError, match="SWAA_JUDGE_BASE_URL"):
+        run_experiment(load_experiment(experiment_file, [task, "model.name=/nowhere"]))

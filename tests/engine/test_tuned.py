@@ -261,3 +261,47 @@ def test_a_task_without_reasoning_cannot_teach_it() -> None:
     thinking = Example("e2", "Who?", "", "she", ("she",), reasoning="Hm.")
     with pytest.raises(UserError, match=r"no reference reply for 'thinking'"):
         Conversation.of_example(thinking, Prompting("thinking"))
+
+
+def test_a_text_is_read_with_the_trained_weights(ran: Experiment, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy. " * 40)
+    told = dict(json.loads(Path(ran.output.parent / "mine.yaml").read_text()))
+    told["perplexity"] = {"num_stretches": 1, "length": 128, "short_length": 16, "text_file": str(text)}
+    file = tmp_path / "read.yaml"
+    file.write_text(json.dumps(told))
+    rows = run_experiment(load_experiment(file), console=QUIET)  # in the folder that is there
+    base, tuned, reasoning = (row.delta_nll for row in rows)
+    assert base is not None
+    assert tuned is not None
+    assert reasoning is not None
+    assert abs(base.value - tuned.value) > 1e-3
+    assert tuned.value == reasoning.value, "the same weights under the same policy"
+
+
+def test_other_training_data_in_the_same_file_are_another_training(model_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    training = {"train": {"files": [str(data)], "batch_size": 1}, "lora": None, "trainer": {"checkpoint_every": 1}}
+    file = write(tmp_path, model_folder, fine_tunings={"sft": training})
+
+    def digest(answer: str) -> str:
+        data.write_text(json.dumps({"prompt": "Say it.", "answer": answer}) + "\n")
+        tuned = load_experiment(file).recipes[1].fine_tuning
+        assert tuned is not None
+        return tuned.digest
+
+    assert digest("yes") == digest("yes") != digest("no")
+    data.unlink()
+    with pytest.raises(UserError, match=r"fine_tunings.sft.train.files: .*data.jsonl: No such file"):
+        load_experiment(file)
+
+
+def test_processes_of_a_launcher_are_not_left_to_train(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(write(tmp_path, model_folder, trainer={"devices": 2}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="weights are not trained yet, .*Run it first without a launcher"):
+        run_experiment(experiment, console=QUIET)
+    with pytest.raises(UserError, match="--fresh: with processes that something else starts"):
+        run_experiment(experiment, console=QUIET, fresh=True)

@@ -220,3 +220,12 @@ def test_a_spoilt_sample_is_named(run: Path) -> None:
     path.write_text(f'{{"task": 1}}\n{path.read_text()}')
     with pytest.raises(UserError, match=r"samples.jsonl:1: this line is no sample \('length'\). Run the same"):
         regrade(run)
+
+
+def test_a_run_does_not_go_on_with_answers_that_another_grader_graded(run: Path) -> None:
+    regrade(run, "exact", everything=True)
+    more = load_experiment(run / "experiment.yaml", [f"num_examples={NUM + 1}"], output=run)
+    with pytest.raises(UserError, match=r"were graded again by .*'exact'.*Grade them back with `swaa grade --all"):
+        run_experiment(more)
+    regrade(run, everything=True)
+    run_experiment(load_experiment(run / "experiment.yaml", output=run))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +133,7 @@ class Experiment:
         *,
         output: Path | str,
         fine_tunings: Mapping[str, Mapping[str, object]] | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> Experiment:
         """The experiment that plain values describe; ``output`` is the folder where they name none.
 
@@ -142,13 +141,18 @@ class Experiment:
         say otherwise; and ``promptings``: every recipe that names no prompting of its own is taken once in each, under
         its name and that of the prompting.
 
+        Args:
+            values: of the file, without its ``fine_tunings``.
+            output: see above.
+            fine_tunings: complete, by name.
+            digests: of these.
+
         Raises:
             UserError: an unknown, missing or wrong field, named by its dotted path.
         """
         fields = [item.name for item in dataclasses.fields(cls)]
         mapping = read_fields("experiment", values, [*fields, "decoding", "promptings"], output=output)
         mapping["fine_tunings"] = fine_tunings or {}
-        digests = {name: _digest(told) for name, told in (fine_tunings or {}).items()}
         decoding = build(Decoding, mapping.pop("decoding", {}), "decoding")
         mapping["model"] = build(ModelConfig, mapping.get("model", {}), "model")
         mapping["trainer"] = build(RunnerConfig, mapping.get("trainer", {}), "trainer")
@@ -193,8 +197,3 @@ def _recipe_fields(recipe: Recipe) -> dict[str, object]:
     """A recipe as a file has it."""
     fields = {**recipe.to_dict(), "policy": repr(recipe.policy)}
     return fields if recipe.fine_tuning is None else {**fields, "fine_tuning": recipe.fine_tuning.name}
-
-
-def _digest(fields: Mapping[str, object]) -> str:
-    """What tells one training from another."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

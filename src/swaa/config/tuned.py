@@ -28,7 +28,8 @@ def read_experiment(values: object, *, output: Path | str) -> Experiment:
     mapping = dict(check_mapping("experiment", values))
     asked = check_mapping("fine_tunings", mapping.pop("fine_tunings", None) or {})
     read = {name: _complete(name, fields) for name, fields in asked.items()}
-    experiment = Experiment.from_dict(mapping, output=output, fine_tunings=read)
+    digests = {name: _digest(name, fields) for name, fields in read.items()}
+    experiment = Experiment.from_dict(mapping, output=output, fine_tunings=read, digests=digests)
     for recipe in experiment.recipes:
         if recipe.fine_tuning is not None:
             fine_tuning_of(experiment, recipe)  # now, not when its turn comes
@@ -74,3 +75,22 @@ def _complete(name: str, fields: object) -> Mapping[str, object]:
     with within(path):
         read = FineTuning.from_dict({**mapping, "policy": FullAttention()}, output="unused")
     return {key: value for key, value in read.to_dict().items() if key in known}
+
+
+def _digest(name: str, fields: Mapping[str, object]) -> str:
+    """What tells one training from another: its fields, and what its files hold.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    hashes = []
+    for section in ("train", "validation"):
+        asked = fields.get(section)
+        for file in asked.get("files", ()) if isinstance(asked, Mapping) else ():
+            try:
+                hashes.append(hashlib.sha256(Path(str(file)).read_bytes()).hexdigest())
+            except OSError as error:
+                path = f"fine_tunings.{name}.{section}.files"
+                raise UserError(f"{path}: {file}: {error.strerror}. Check the path.") from error
+    told = [fields, hashes] if hashes else fields
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -16,16 +16,18 @@ from swaa.engine.folder import RunFolder
 from swaa.engine.grid import Chunk, GridData, check_recipes, context_of, grid_keys, make_chunks, sample_key
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.perplexity_folder import PerplexityFolder
-from swaa.engine.processes import check_world_size, company, helping, helps
+from swaa.engine.processes import check_world_size, company, from_outside, helping, helps
 from swaa.engine.progress import GridProgress, print_line
 from swaa.engine.samples import Asked, make_samples
 from swaa.engine.trainer import BatchWriter, make_trainer, quiet_lightning
+from swaa.errors import UserError
 from swaa.hf.loading import load
 from swaa.policies import FullAttention
 from swaa.report import Record, Row
 
-Train = Callable[[Experiment, Console], Mapping[str, Path]]
-"""Trains what an experiment's recipes ask for; the folders of the weights, by the hash of the recipe."""
+Train = Callable[[Experiment, Console, bool], Mapping[str, Path]]
+"""Trains what an experiment's recipes ask for, or trains it afresh; the folders of the weights, by the hash of the
+recipe."""
 
 
 def run_evaluation(
@@ -51,21 +53,27 @@ def run_evaluation(
         task.check()
         task.grader.check()
     check_world_size(experiment)
+    if fresh and from_outside(experiment):
+        raise UserError(
+            f"--fresh: with processes that something else starts, none can delete before the others look. Delete "
+            f"{experiment.output} yourself, and leave --fresh out."
+        )
     console = console or Console(stderr=True)
     train = train or _no_training
     if helps(experiment):
         with helping():
             quiet = Console(stderr=True, quiet=True)
-            _run_grid(experiment, RunFolder(experiment), train(experiment, quiet), quiet)
+            _run_grid(experiment, RunFolder(experiment), train(experiment, quiet, False), quiet)
         return []
     with RunFolder(experiment, fresh=fresh) as folder:
+        folder.check_graders()
         try:
             with stoppable():
                 records = _finished(experiment, folder)
                 if records is not None:  # the model need not be loaded
                     folder.describe(redescribe(experiment, folder.description() or {}))
                 else:
-                    records = _run_grid(experiment, folder, train(experiment, console), console)
+                    records = _run_grid(experiment, folder, train(experiment, console, fresh), console)
         except StopRequested:
             raise Interrupted(
                 f"Interrupted; {len(folder.records())} finished samples are kept in {folder.path}. "
@@ -172,7 +180,7 @@ def _text_is_missing(experiment: Experiment) -> bool:
         return any(text.missing(recipe) for recipe in experiment.recipes)
 
 
-def _no_training(experiment: Experiment, console: Console) -> Mapping[str, Path]:
+def _no_training(experiment: Experiment, console: Console, fresh: bool) -> Mapping[str, Path]:
     """For experiments without fine-tuned recipes."""
     assert all(recipe.fine_tuning is None for recipe in experiment.recipes), "swaa.engine.run trains"
     return {}

@@ -63,13 +63,13 @@ class RunFolder(ResumableFolder):
 
     def replace_records(self, records: Iterable[Record]) -> None:
         """Write all records anew, in this order; the file is there whole, or is as it was."""
-        self._replace(RECORDS, "".join(f"{record.to_json()}\n" for record in records).encode())
+        self._replace_lines(RECORDS, (record.to_json() for record in records))
         for part in record_parts(self.path):
             part.unlink()
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Write the prompts, as the model gets them."""
-        self._replace(SAMPLES, "".join(f"{_sample_line(sample)}\n" for sample in samples).encode())
+        self._replace_lines(SAMPLES, map(_sample_line, samples))
 
     def description(self) -> dict[str, Any] | None:
         """What :meth:`describe` wrote; None where there is nothing, or what somebody else wrote."""
@@ -82,6 +82,22 @@ class RunFolder(ResumableFolder):
     def describe(self, description: Mapping[str, Any]) -> None:
         """Write what the run is."""
         self._replace(RUN, f"{json.dumps(description, ensure_ascii=False, indent=1)}\n".encode())
+
+    def check_graders(self) -> None:
+        """Refuse to add to records that another grader has graded since (``swaa grade --all --grader``).
+
+        Raises:
+            UserError: the graders that ``run.json`` names are not the tasks' own.
+        """
+        description = self.description()
+        known = {} if description is None else {task["label"]: task["grader"] for task in description["tasks"]}
+        for task in self._experiment.tasks:
+            was, now = known.get(task.label), task.grader.to_dict()
+            if was not in (None, now) and self.records():
+                raise UserError(
+                    f"{self.path}: the answers to {task.label} were graded again by {was}, and the experiment says "
+                    f"{now}. Grade them back with `swaa grade --all {self.path}`, or choose another folder."
+                )
 
     def end(self, records: Sequence[Record]) -> list[Row]:
         """Bring the files into their last form, and write the tables of these records; the rows.
@@ -157,18 +173,21 @@ class RecordWriter:
 
 
 def _sample_line(sample: Sample) -> str:
+    question = sample.example.prompt
+    begin = sample.prompt.text.find(question)
     values = {
         "task": sample.task.label,
         "length": sample.length,
         "example": sample.example.id,
         "prompting": sample.prompting.name,
         "prompt": sample.prompt.text,
-        "question": sample.example.prompt,
+        "question": None if begin >= 0 else question,  # it may be a book, and stands in the prompt
+        "question_span": None if begin < 0 else [begin, begin + len(question)],
         "prompt_tokens": len(sample.prompt.ids),
         "answer": sample.example.answer,
         "references": list(sample.example.references),
         # offsets in metadata are those of the question, which stands somewhere in the prompt
-        "metadata": {**sample.example.metadata, "prompt_start": sample.prompt.text.find(sample.example.prompt)},
+        "metadata": {**sample.example.metadata, "prompt_start": begin},
     }
     return json.dumps(values, ensure_ascii=False)
 

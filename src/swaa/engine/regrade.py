@@ -138,7 +138,9 @@ def _question(line: str, wanted: set[Place]) -> tuple[Place, Question] | None:
     place = Place(values["task"], values["length"], values["example"])
     if place not in wanted:
         return None
-    return place, Question(values["question"], tuple(values["references"]), values["metadata"])
+    span = values["question_span"]
+    question = values["question"] if span is None else values["prompt"][slice(*span)]
+    return place, Question(question, tuple(values["references"]), values["metadata"])
 
 
 def _grades(

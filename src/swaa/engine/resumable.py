@@ -67,9 +67,17 @@ class ResumableFolder(ABC):
 
     def _replace(self, name: str, content: bytes) -> None:
         """Write a file so that it is there whole, or is as it was."""
+        self._replace_parts(name, [content])
+
+    def _replace_lines(self, name: str, lines: Iterable[str]) -> None:
+        """The same for lines, which are never all in memory."""
+        self._replace_parts(name, (f"{line}\n".encode() for line in lines))
+
+    def _replace_parts(self, name: str, parts: Iterable[bytes]) -> None:
         path, draft = self.path / name, self.path / f".{name}.new"
         with draft.open("wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
