@@ -30,6 +30,10 @@ from swaa.report import read_records
 from swaa.tasks import get_task
 
 LAYERS = int(os.environ.get("SWAA_LAYERS", "4"))
+WHOLE = LAYERS == 30
+EXAMPLES = 50 if WHOLE else 15
+MOST = 0.05 if WHOLE else 0.10
+"""The goal is for the whole model; with a seventh of it, what is not the model weighs far more."""
 POLICY = (SlidingWindow(256) | SinkTokens(10)).in_phase("prefill")
 
 
@@ -119,7 +123,7 @@ def experiment_of(folder: Path, output: Path, **changes: Any) -> Experiment:
         "lengths": (1000,),
         "output": output,
         "model": ModelConfig(str(folder), device="cpu"),
-        "num_examples": 50,
+        "num_examples": EXAMPLES,
     }
     return Experiment(**{**told, **changes})
 
@@ -137,11 +141,11 @@ def test_the_overhead_of_an_evaluation(folder: Path, tmp_path: Path, seconds: Se
     seconds.forward = seconds.load = seconds.samples = 0.0
     benchmark.pedantic(run, (experiment_of(folder, tmp_path / "run"), seconds), rounds=1)
     print(
-        f"\n100 samples of 1,000 tokens, {LAYERS} layers: {seconds.whole:.1f} s, of which the load "
+        f"\n{2 * EXAMPLES} samples of 1,000 tokens, {LAYERS} layers: {seconds.whole:.1f} s, of which the load "
         f"{seconds.load:.1f} s, the forward passes {seconds.forward:.1f} s, the rest {seconds.rest:.2f} s: "
-        f"{100 * seconds.share:.1f} % without the load. Of the rest, {seconds.samples:.2f} s made the 50 prompts."
+        f"{100 * seconds.share:.1f} % without the load. Of the rest, {seconds.samples:.2f} s made the {EXAMPLES} prompts."
     )
-    assert seconds.share < 0.05
+    assert seconds.share < MOST
 
 
 def test_batches_of_eight(folder: Path, tmp_path: Path, seconds: Seconds, benchmark: Any) -> None:
