@@ -143,7 +143,7 @@ def test_the_overhead_of_an_evaluation(folder: Path, tmp_path: Path, seconds: Se
     print(
         f"\n{2 * EXAMPLES} samples of 1,000 tokens, {LAYERS} layers: {seconds.whole:.1f} s, of which the load "
         f"{seconds.load:.1f} s, the forward passes {seconds.forward:.1f} s, the rest {seconds.rest:.2f} s: "
-        f"{100 * seconds.share:.1f} % without the load. Of the rest, {seconds.samples:.2f} s made the {EXAMPLES} prompts."
+        f"{100 * seconds.share:.1f} % without the load. Of the rest, {seconds.samples:.2f} s made the prompts."
     )
     assert seconds.share < MOST
 

@@ -34,7 +34,7 @@ class Experiment:
     Attributes:
         recipes: the rows of the table; names and contents are distinct.
         tasks: where the questions come from; labels are distinct.
-        lengths: prompt lengths in tokens, the chat template included.
+        lengths: prompt lengths in tokens, the chat template included, when asked directly.
         output: the folder of the results.
         plugins: files or modules with policies of one's own, imported first.
         model: what is adapted.
