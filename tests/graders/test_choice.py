@@ -29,6 +29,52 @@ ANNOUNCEMENTS = (
 DRESSES = ("{}", "({})", "**{}**", "[{}]", "`{}`", "({}", '"{}"')
 
 
+SENTENCES = [
+    ("The correct option is D", "D"),
+    ("The most suitable option is **D**.", "D"),
+    ("Correct: D", "D"),
+    ("The answer is clearly C.", "C"),
+    ("The answer is most likely B.", "B"),
+    ("So the answer is definitely B", "B"),
+    ("The answer is, of course, (b)", "B"),
+    ("It is clearly B.", "B"),
+    ("Therefore, (C) is correct and (D) is not.", "C"),
+    ("(D) is wrong, (C) fits", "C"),
+    ("My answer is not A but B", "B"),
+    ("The answer is not (A), but rather (B).", "B"),
+    ("It is not A but B", "B"),
+    ("<answer>B</answer>", "B"),
+    ("<answer>b</answer>\nC was near", "B"),
+    ("<final_answer> B </final_answer>", "B"),
+    ("Answer\uff1aB", "B"),
+    ("Answer: \uff08\uff22\uff09", "B"),
+    ("It\u2019s \u201cB\u201d.", "B"),
+    ("B) is wrong; A) is right", "A"),
+    ("B is clearly wrong. A is clearly right.", "A"),
+    ("A) is right; B) is wrong", "A"),
+    ("I don't think the answer is A. I think C fits.", None),
+    ("I don\u2019t believe that the correct option is A.", None),
+    ("I doubt that it is A.", None),
+    ("If A is correct, then B is wrong.", None),
+    ("If the answer is A, pigs fly. So the answer is B.", "B"),
+    ("It is not A so the answer is B", "B"),
+    ("The answer is hardly B.", None),
+    ("The answer isn't B.", None),
+    ("The answer is B is wrong.", None),
+    ("Another option is a dog.", None),
+    ("That is correct: a dog barks.", None),
+    ("The answer is clearly a dog.", None),
+    ("Either A is right or B is right.", None),
+]
+"""What models write, and the letter that they name."""
+
+
+class TestSentences:
+    @pytest.mark.parametrize(("text", "letter"), SENTENCES)
+    def test_letter(self, text: str, letter: str | None) -> None:
+        assert find_letter(text, LETTERS) == letter
+
+
 class TestFound:
     @pytest.mark.parametrize(
         "text",
