@@ -13,8 +13,9 @@ its own. These rules are tried in order; the first that finds one decides:
 6. the only letter that is said to be right: ``A) is wrong; B) is right``;
 7. the only letter in brackets or in bold: ``so it must be (B)``.
 
-A letter that ``is wrong``, ``is incorrect``, ``is not …`` does not count; nor, in rules 2, 5, 6 and 7, one after ``not``,
-``never``, ``if``, ``whether`` or ``doubt`` in the same clause: ``I don't think the answer is B``, ``if B is right``.
+A letter that ``is wrong``, ``is incorrect``, ``is not …`` does not count; nor, in rules 2, 5, 6 and 7, one after
+``not``, ``never``, ``if``, ``whether`` or ``doubt`` in the same clause: ``I don't think the answer is B``, ``if B is
+right``.
 
 **The article is no letter.** In rules 2 and 5, a lower-case letter counts only in marks (``(a)``), or where its
 sentence ends or goes on as after no article (``answer: a``, ``the answer is a because``). An upper-case ``A`` that
@@ -49,7 +50,7 @@ _REJECTED = rf"\s+(?:(?:is|was|seems|looks)\s+(?:{_ADVERB}\s+)*(?:not|wrong|inco
 _REJECTED += r"|(?:isn't|wasn't|cannot|can't)\b)"
 _SUBJECT = r"(?<![/\w])(?:final_)?(?:(?:answer|choice|solution)\b|(?<!is )(?<!was )(?<!be )(?<!not )correct\b"
 _SUBJECT += r"|(?:correct|right|best|final|chosen|likely|suitable|appropriate)\s+option\b)"
-_ANNOUNCED = rf"{_SUBJECT}[\s*_\"'`]*(?:(?:is|was|(?:would|should|must)\s+be)\b|[:=>])(?:[\s,:*_]*{_ADVERB})*[\s,:*_]*"
+_ANNOUNCED = rf"{_SUBJECT}[\s*_\"'`]*(?:(?:is|was|(?:would|should|must)\s+be)\b|[:=>])(?:[\s,:*_]*{_ADVERB})*[\s,:*_]*+"
 _ANNOUNCED += r"(?:(?:the\s+)?(?:option|letter|choice)\s+)?"
 _PICKED = r"(?:\b(?:answer|option|choice|letter|choose|chose|pick|select|go\s+with)\s+"
 _PICKED += rf"|\b(?:(?:it|that|this)\s+(?:is|must\s+be|should\s+be)|it's|that's)\s+(?:{_ADVERB}\s+)*)"

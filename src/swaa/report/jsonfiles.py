@@ -57,7 +57,7 @@ def to_value(cls: type[T], values: object, path: str, *, mend: str = _MEND) -> T
     mapping = _expect(dict, "an object", values, path, mend)
     dot = "" if not path or path.endswith(": ") else "."
     given = {}
-    for name, hint, is_needed in _fields(typing.cast("type[object]", cls)):
+    for name, hint, is_needed in _fields(typing.cast("Any", cls)):
         if name in mapping:
             given[name] = _convert(hint, mapping[name], f"{path}{dot}{name}", mend)
         elif is_needed:
