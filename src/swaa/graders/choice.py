@@ -149,8 +149,8 @@ def _rules(letters: tuple[str, ...]) -> _Rules:
         label=re.compile(rf"^[ \t]*{_OPEN}{one}(?:[)\].:*_]+|[ \t]+[-–—])(?=\s|$)(?!{_REJECTED})", re.MULTILINE),  # noqa: RUF001
         sure=re.compile(rf"\s*{marked},?\s+(?:{_SURE}|because\b|since\b|as\b)"),
         picked=re.compile(f"(?i:{_PICKED}{other}){word}"),
-        declared=re.compile(rf"(?<![\w'-]){marked}\s+{_SURE}"),
-        marked=re.compile(rf"(?:\((?=.\))|\[(?=.\])|\*\*(?=.\*\*)){word}"),
+        declared=re.compile(rf"(?<![\w'(\[{{*_\"`$-]){marked}\s+{_SURE}"),
+        marked=re.compile(rf"(?:\((?=\w\))|\[(?=\w\])|\*\*(?=\w\*\*)){word}"),
     )
 
 
