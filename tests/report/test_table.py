@@ -237,6 +237,17 @@ def test_long_text_has_its_columns_where_it_was_read() -> None:
     assert (cells(text, "FA")["delta-NLL"], cells(text, "FA")["LongPPL"]) == ("-", "-")
 
 
+@pytest.mark.parametrize("nats", [[709.0, 711.0], [2000.0, 3000.0], [math.inf, math.inf]])
+def test_a_perplexity_that_no_float_holds_is_infinite(nats: list[float]) -> None:
+    stretches = [Stretch("FA", FULL, number, 3.0, 0.1, value, 10, 100) for number, value in enumerate(nats)]
+    rows = summarise([planted(FULL, 0, 1.0)], stretches=stretches)
+    (row,) = rows
+    assert row.long_ppl is not None
+    assert row.long_ppl.high is None or not row.long_ppl.high < math.inf
+    assert "inf" in cells(to_markdown(rows), "FA")["LongPPL"] or nats[0] < 710
+    assert to_csv(rows)
+
+
 def test_columns_that_nothing_fills_are_left_out() -> None:
     rows = summarise(RECORDS)
     header = to_markdown(rows).splitlines()[2]

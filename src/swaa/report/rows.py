@@ -243,8 +243,15 @@ def _over_text(
 
 
 def _exp(nats: Estimate | None) -> Estimate | None:
-    """The perplexity of a mean NLL; exp is monotone, so its ends are the ends."""
+    """The perplexity of a mean NLL; exp is monotone, so its ends are the ends. Past what a float holds: infinity."""
     if nats is None:
         return None
-    low, high = (None if end is None else math.exp(end) for end in (nats.low, nats.high))
-    return Estimate(math.exp(nats.value), low, high, nats.n)
+    low, high = (None if end is None else _exp_or_inf(end) for end in (nats.low, nats.high))
+    return Estimate(_exp_or_inf(nats.value), low, high, nats.n)
+
+
+def _exp_or_inf(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:  # above 709 nats
+        return math.inf

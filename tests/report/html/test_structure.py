@@ -122,6 +122,32 @@ def test_any_text_survives_escaping(text: str) -> None:
     assert "<" not in inside
 
 
+def test_numbers_that_json_does_not_have_are_null() -> None:
+    odd = {"a": [math.nan, 1.5, (math.inf, -math.inf)], "b": {"c": math.nan, "d": 2, "e": "NaN", "f": None, "g": True}}
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    read = json.loads(embed(odd), parse_constant=refuse)
+    assert read == {"a": [None, 1.5, [None, None]], "b": {"c": None, "d": 2, "e": "NaN", "f": None, "g": True}}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the intervals, which are not finite either
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_record_with_an_odd_score_leaves_the_page_readable(tmp_path: Path, odd: float) -> None:
+    folder = Folder(rows=paper_rows()).write(tmp_path / "run")
+    path = folder / "records.jsonl"
+    first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    values = json.loads(first)
+    values["scores"] |= {"forced_nll": odd, "score": odd}
+    values["timing"]["new_tokens"] = odd
+    path.write_text(json.dumps(values) + "\n" + "".join(others), encoding="utf-8")
+    page = Page(render(make_report([read_run(folder)], {})))
+    assert "NaN" not in page.data
+    assert "Infinity" not in page.data
+    assert json.loads(page.data)["records"][0][5]["forced_nll"] is None
+
+
 def test_figures_are_those_of_the_records(tmp_path: Path) -> None:
     """Against loops over the records: accuracy, seconds and the line."""
     report = report_of(tmp_path, Folder(rows=paper_rows(), examples=20, generations=2, judge=True))

@@ -6,6 +6,7 @@ several, one more group has all answers. What cannot be compared is never averag
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,8 +136,13 @@ class Group:
 
 
 def point(row: Figures) -> tuple[float | None, float | None]:
-    """Where a row stands in the plot: seconds, and accuracy from 0 to 1."""
-    return row.seconds, None if row.accuracy is None else row.accuracy.value
+    """Where a row stands in the plot: seconds, and accuracy from 0 to 1; None for what is not known or not finite."""
+    accuracy = None if row.accuracy is None else row.accuracy.value
+    return _finite(row.seconds), _finite(accuracy)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def family_of(pictures: Sequence[Mapping[str, Any]]) -> str:

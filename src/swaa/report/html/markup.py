@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
+from collections.abc import Mapping
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """What neither XML nor UTF-8 can hold: shown as the replacement character."""
@@ -57,6 +59,17 @@ def join(*parts: object, between: str = "") -> Markup:
 
 
 def embed(data: object) -> Markup:
-    """``data`` as JSON inside a ``<script>``, which nothing in it can end."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    """``data`` as JSON inside a ``<script>``, which nothing in it can end; numbers that are not finite become null."""
+    text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(readable(text).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _finite(data: object) -> object:
+    """``data`` with null for NaN and infinities, which JSON does not have: one of them would empty the whole page."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data

@@ -218,7 +218,7 @@ def _facts(record: Record) -> dict[str, object]:
     facts: dict[str, object] = {name: round(value, 4) for name, value in record.scores.items()}
     timing = record.timing
     if "new_tokens" in timing:
-        facts["new tokens"] = int(timing["new_tokens"])
+        facts["new tokens"] = timing["new_tokens"]
     for name in ("ending", "verdict", "error"):
         value = getattr(record, name)
         if value is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def signed(share: float | None) -> str:
     """A difference in points, with its sign; a dash for none."""
     if share is None:
         return DASH
+    if not math.isfinite(share):
+        return str(share)
     points = round(100 * share)
     return "0" if points == 0 else f"+{points}" if points > 0 else f"{MINUS}{-points}"
 
