@@ -22,7 +22,7 @@ quickstart: $(READY)  ## Install, fetch the default model, run the main job on i
 	$(BIN)/swaa run experiments/quickstart.yaml
 
 test: $(READY)  ## Run every test; the timed ones alone, after the others.
-	$(BIN)/pytest -q -n $(JOBS) --dist worksteal --ignore tests/benchmarks
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal --durations 20 --ignore tests/benchmarks
 	@if [ -d tests/benchmarks ]; then set -x; $(BIN)/pytest -q tests/benchmarks; fi
 
 lint: $(READY)  ## Check style and formatting.
