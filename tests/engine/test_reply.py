@@ -75,7 +75,8 @@ def oracle(
         if chosen == END:
             ending = "end"
         elif answer is None:
-            if prompting.marker.lower() in decode(tokens).lower():
+            lines = decode(tokens).lower().split("\n")
+            if any(line.lstrip(" \t*_#>-").startswith(prompting.marker.lower()) for line in lines):
                 answer = len(tokens)
         else:
             said = decode(tokens[answer:])

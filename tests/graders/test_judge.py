@@ -244,7 +244,8 @@ class TestCache:
     def test_a_process_that_dies_leaves_what_it_had(self, tmp_path: Path, blow: signal.Signals) -> None:
         """It dies with three replies in flight. What it left can be read, and only the rest is asked again."""
         program = textwrap.dedent("""
-            import sys
+            import signal, sys
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
             from swaa.graders import Judge, Question
             judge = Judge("a-judge", base_url=sys.argv[1], concurrency=3)
             judge.grade_all([(f"{index} correct", Question("Who?", ("cat",))) for index in range(30)])

@@ -122,7 +122,8 @@ def test_the_base_model_is_evaluated_before_it_is_trained(
 
     monkeypatch.setattr(FineTuner, "on_train_start", note)
     run_finetuning(load_finetuning(write_config(evaluation=CHEAP, train={"max_steps": 1})), console=Console(quiet=True))
-    assert there == [["experiment.yaml", "records.jsonl", "table.csv", "table.md", "text.json"]]
+    evaluated = ["experiment.yaml", "records.jsonl", "run.json", "samples.jsonl", "table.csv", "table.md"]
+    assert there == [[*evaluated, "text.json"]]
 
 
 def test_a_mistake_in_the_data_is_told_before_the_base_model_is_evaluated(
