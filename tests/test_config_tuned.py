@@ -155,7 +155,7 @@ def test_mistakes_are_named_by_their_place(tmp_path: Path, changes: dict[str, An
 def test_other_examples_of_the_same_seed_are_no_mistake(tmp_path: Path) -> None:
     """Another length, or another task."""
     for train in ({**TRAIN, "seed": 0, "lengths": [440]}, {**TRAIN, "seed": 0, "tasks": [{"name": "needle_multikey"}]}):
-        load(tmp_path, fine_tunings={"sft": {"train": train}})
+        assert load(tmp_path, fine_tunings={"sft": {"train": train}}).fine_tunings["sft"]
 
 
 def test_a_file_is_not_trained_on_and_evaluated_whatever_the_seed(tmp_path: Path) -> None:
