@@ -36,7 +36,7 @@ def test_a_name_is_given_once() -> None:
     with pytest.raises(UserError) as told:
         register_policy(SlidingWindow)
     assert str(told.value) == (
-        "policy name 'SlidingWindow' is taken by swaa.policies.sliding_window.SlidingWindow; "
+        "policy name 'SlidingWindow' is taken by swaa.policies.zoo.sliding_window.SlidingWindow; "
         f"{__name__}.test_a_name_is_given_once.<locals>.SlidingWindow cannot have it too. Rename one of the classes."
     )
 
@@ -157,7 +157,7 @@ def test_an_installed_package_plugs_in(tmp_path: Path, target: str) -> None:
         (
             EVEN_KEYS.replace("EvenKeys", "SinkTokens"),
             "their_policies",
-            "policy name 'SinkTokens' is taken by swaa.policies.sink_tokens.SinkTokens;",
+            "policy name 'SinkTokens' is taken by swaa.policies.zoo.sink_tokens.SinkTokens;",
         ),
     ],
     ids=["no module", "no name", "fails", "syntax", "no policy", "duplicate"],

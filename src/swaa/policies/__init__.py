@@ -4,13 +4,11 @@ from swaa.policies.base import AttentionPolicy, Index, Predicate
 from swaa.policies.bound import BoundPolicy, HeadPolicy, LayerPolicy, bind
 from swaa.policies.compositor import rule, stack
 from swaa.policies.describe import policy_to_dict
-from swaa.policies.full_attention import FullAttention
 from swaa.policies.parse import parse_policy
 from swaa.policies.piecewise import PHASES, Phase
 from swaa.policies.registry import get_policy, load_plugin, policy_names, register_policy
 from swaa.policies.selector import every, select
-from swaa.policies.sink_tokens import SinkTokens
-from swaa.policies.sliding_window import SlidingWindow
+from swaa.policies.zoo import FullAttention, SinkTokens, SlidingWindow
 
 __all__ = [
     "PHASES",

@@ -189,7 +189,7 @@ class Composite(AttentionPolicy):
 
 def from_normal_form(form: NormalForm) -> AttentionPolicy:
     """The canonical value for a normal form: the predicate itself where it is one, a composite otherwise."""
-    from swaa.policies.full_attention import FullAttention  # a Predicate, so defined on top of this module
+    from swaa.policies.zoo.full_attention import FullAttention  # a Predicate, so defined on top of this module
 
     if form == FULL:
         return FullAttention()

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from swaa.policies.base import AttentionPolicy, Predicate
 from swaa.policies.boolean import EVERYWHERE, NOWHERE, Formula
-from swaa.policies.full_attention import FullAttention
 from swaa.policies.piecewise import Behaviour, Heads, Split
 from swaa.policies.selector import IndexSet
+from swaa.policies.zoo.full_attention import FullAttention
 
 V = TypeVar("V", Formula, Behaviour)
 
