@@ -24,7 +24,7 @@ register_attention()
 register_masks()
 
 _MISSING = object()
-_NO_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "recurrent", "moe"})
+NO_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "recurrent", "moe"})
 """transformers' names for layers of hybrid models that do not attend."""
 
 
@@ -212,7 +212,7 @@ def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrain
 def _refuse_where_there_is_no_attention(config: Any, bound: BoundPolicy) -> None:
     """Hybrid models have layers that mix tokens by recurrence or convolution, which no policy can restrict."""
     kinds = getattr(config, "layer_types", None) or ()
-    other = {index: kind for index, kind in enumerate(kinds) if kind in _NO_ATTENTION}
+    other = {index: kind for index, kind in enumerate(kinds) if kind in NO_ATTENTION}
     missed = [index for index in other if not bound.layers[index].is_full]
     if missed:
         attention = [index for index in range(len(bound.layers)) if index not in other]
