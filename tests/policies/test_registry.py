@@ -37,7 +37,7 @@ def test_a_name_is_given_once() -> None:
         register_policy(SlidingWindow)
     assert str(told.value) == (
         "policy name 'SlidingWindow' is taken by swaa.policies.zoo.sliding_window.SlidingWindow; "
-        f"{__name__}.test_a_name_is_given_once.<locals>.SlidingWindow cannot have it too. Rename one of the classes."
+        f"{__name__}.test_a_name_is_given_once.<locals>.SlidingWindow cannot have it too. Rename one of them."
     )
 
 

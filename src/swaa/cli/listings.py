@@ -38,11 +38,11 @@ def ls(args: argparse.Namespace) -> int:
 
 
 def list_policies() -> list[tuple[str, ...]]:
-    """Name, meaning and an example of each policy."""
-    from swaa.policies import get_policy, policy_names
+    """Name, meaning and an example of each policy, then of each pattern (a function that composes policies)."""
+    from swaa.policies import zoo_entries
 
-    classes = [get_policy(name) for name in policy_names()]
-    return [(kind.__name__, _summary(kind), repr(kind.examples()[0])) for kind in classes]
+    ordered = sorted(zoo_entries(), key=lambda entry: (entry.kind != "policy", entry.name))
+    return [(entry.name, entry.kind, entry.summary.replace("`", ""), entry.examples[0].text) for entry in ordered]
 
 
 def list_tasks() -> list[tuple[str, ...]]:

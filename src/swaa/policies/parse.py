@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from swaa.errors import UserError, invalid, unknown
 from swaa.policies.base import AttentionPolicy
 from swaa.policies.compositor import Rule, rule, stack
-from swaa.policies.registry import get_policy, policy_names
+from swaa.policies.registry import find, pattern_names, policy_names
 from swaa.policies.selector import every, select
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"stack": stack, "rule": rule, "every": every, "select": select}
@@ -24,8 +23,9 @@ _MAX_TEXT = 20_000
 def parse_policy(spec: str | Mapping[str, Any] | AttentionPolicy) -> AttentionPolicy:
     """The policy that ``spec`` describes: an expression, a mapping from YAML, or a policy already.
 
-    Expressions are read, never executed: policy names, ``|``, ``&``, ``~``, the three scopes, ``stack``, ``rule`` and
-    ``every``. Mappings are what :func:`swaa.policy_to_dict` makes; a string may stand for any of their parts.
+    Expressions are read, never executed: names of policies and patterns, ``|``, ``&``, ``~``, the three scopes,
+    ``stack``, ``rule`` and ``every``. Mappings are what :func:`swaa.policy_to_dict` makes; a string may stand for any
+    of their parts.
 
     Raises:
         UserError: the text is no such expression, a name or key is unknown, or a value is refused.
@@ -53,7 +53,8 @@ def _parse_text(text: str) -> AttentionPolicy:
         raise invalid("policy", accepted="a policy expression", got=text[:200], mend=mend) from None
     if isinstance(value, AttentionPolicy):
         return value
-    mend = f"Call a policy by name, such as SlidingWindow(128). Known: {', '.join(policy_names())}."
+    known = ", ".join(sorted((*policy_names(), *pattern_names())))
+    mend = f"Call a policy by name, such as SlidingWindow(128). Known: {known}."
     raise invalid("policy", accepted="a policy expression", got=text, mend=mend)
 
 
@@ -72,14 +73,14 @@ def _evaluate(node: ast.expr, text: str) -> Any:
         case ast.BinOp(left, ast.BitAnd(), right):
             return _policy(left, text) & _policy(right, text)
         case ast.Call(ast.Name(name), args, keywords):
-            function = _FUNCTIONS[name] if name in _FUNCTIONS else _policy_class(name)
+            function = _FUNCTIONS[name] if name in _FUNCTIONS else find(name, others=_FUNCTIONS)
             return _call(name, function, args, keywords, text)
         case ast.Call(ast.Attribute(target, name), args, keywords):
             if name not in _METHODS:
                 raise unknown("method", name, _METHODS)
             return _call(name, getattr(_policy(target, text), name), args, keywords, text)
         case ast.Name(name):
-            _policy_class(name)  # an unknown name says so first
+            find(name, others=_FUNCTIONS)  # an unknown name says so first
             raise invalid("policy", accepted="a policy", got=name, mend=f"Give its values: {name}(…).")
     mend = "Use policy names, | & ~, .in_phase, .on_layers, .on_heads, stack, rule and every."
     raise invalid("policy", accepted="a policy expression", got=ast.unparse(node), mend=mend)
@@ -92,20 +93,14 @@ def _policy(node: ast.expr, text: str) -> AttentionPolicy:
     raise invalid("policy", accepted="a policy", got=value, mend="Operators and scopes act on policies.")
 
 
-def _policy_class(name: str) -> Callable[..., Any]:
-    if name not in policy_names():
-        raise unknown("policy", name, (*policy_names(), *_FUNCTIONS))
-    return get_policy(name)
-
-
 def _call(name: str, function: Callable[..., Any], args: list[ast.expr], keywords: list[ast.keyword], text: str) -> Any:
     values = [_evaluate(arg, text) for arg in args]
     named = {word.arg or "**": _evaluate(word.value, text) for word in keywords}  # '**' is no parameter: refused
-    _check_arguments(name, function, *values, **named)
+    check_arguments(name, function, *values, **named)
     return function(*values, **named)
 
 
-def _check_arguments(name: str, function: Callable[..., Any], *values: Any, **named: Any) -> None:
+def check_arguments(name: str, function: Callable[..., Any], *values: Any, **named: Any) -> None:
     """Refuse a call with a wrong number of arguments, or with unknown names."""
     signature = inspect.signature(function)
     try:
@@ -147,14 +142,19 @@ def _parse_mapping(spec: Mapping[str, Any]) -> AttentionPolicy:
 
 
 def _parse_leaf(name: str, parameters: dict[str, Any]) -> AttentionPolicy:
-    policy_class = get_policy(name)
-    accepted = [field.name for field in dataclasses.fields(policy_class)]
+    function = find(name)
+    accepted = inspect.signature(function).parameters
     for key in parameters:
         if key not in accepted:
             raise unknown(f"key of policy {name}", key, accepted)
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
-    _check_arguments(name, policy_class, **values)
-    return policy_class(**values)
+    values = {key: _as_tuples(value) for key, value in parameters.items()}
+    check_arguments(name, function, **values)
+    return function(**values)
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists as tuples, which policies can be compared and hashed with."""
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _parse_scope(inside: Any, rest: dict[str, Any]) -> AttentionPolicy:
