@@ -1,0 +1,305 @@
+"""``audit``: does a model attend as it declares? Asked of the running model, not of its code or its config.
+
+One key after another is disturbed, and the queries whose heads notice are the ones that see it
+(:mod:`swaa.hf.audit_probe`). That is held against the declared mask (:mod:`swaa.hf.audit_declared`).
+
+Shape suffixes: L probed layers, S slots, N probed keys, H query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swaa.errors import invalid
+from swaa.hf.audit_declared import Blind, Sample, blind_spots, declared_layers, sample_of
+from swaa.hf.audit_places import attention_places, transformers_model
+from swaa.hf.audit_probe import Disturbance, Influence, Precision, influence
+from swaa.hf.spec import saved_policy, text_config
+from swaa.policies import AttentionPolicy, FullAttention, LayerPolicy, parse_policy
+
+_REPEATS = (16.0, -16.0, 256.0, -256.0)
+"""Strengths of the noise in the runs that look again at keys where something differed."""
+_NAMED = 4
+"""Differences of a layer that are named one by one."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One pair of a query and a key of one head at which the model does not do what it declares.
+
+    Attributes:
+        declared: whether the key is declared visible. If so it has no influence; if not, it has.
+    """
+
+    layer: int
+    head: int
+    phase: str
+    query: int
+    key: int
+    declared: bool
+
+    def __str__(self) -> str:
+        what = "declared visible, but no influence" if self.declared else "declared hidden, but it influences"
+        return f"layer {self.layer}, head {self.head}, {self.phase}: query {self.query}, key {self.key}: {what}"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The two masks of a head over the probed keys: a row of ``0`` and ``1`` for each query."""
+
+    layer: int
+    head: int
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    declared: tuple[str, ...]
+    effective: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """Layers that declare the same, and differ from it in the same way or not at all.
+
+    Attributes:
+        layers: their indices.
+        prefill: what they declare for queries of the prompt, as Python.
+        decode: what they declare for decoded queries.
+        leaks: pairs of a layer, summed over heads, that are declared hidden and have influence.
+        missing: pairs that are declared visible and have none.
+        heads: the heads that differ.
+        differences: the first of them, of the first of the layers.
+        drawing: of the first head that differs.
+    """
+
+    layers: tuple[int, ...]
+    prefill: str
+    decode: str
+    leaks: int = 0
+    missing: int = 0
+    heads: tuple[int, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    drawing: Drawing | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Is nothing different?"""
+        return not self.differences
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit has found.
+
+    Attributes:
+        model: the model's class.
+        policy: the declared policy, as Python; layers have the masks of the architecture besides.
+        source: who declares it, in words.
+        length: tokens of the probing text.
+        prompt_length: of these, the prompt; the others were decoded one by one.
+        keys: the probed keys; each against all queries of all layers and heads.
+        num_heads: query heads of a layer.
+        pairs: pairs of a query and a key that were compared, in each head.
+        layers: the verdicts.
+        not_probed: layers that do not attend, with what they do instead.
+        blind: where the text is too short for a declared mask to show.
+        error: the largest difference between equal rows, relative to the head's largest output.
+        floor: the smallest one that was taken for influence.
+    """
+
+    model: str
+    policy: str
+    source: str
+    length: int
+    prompt_length: int
+    keys: tuple[int, ...]
+    num_heads: int
+    pairs: int
+    layers: tuple[LayerAudit, ...]
+    not_probed: tuple[tuple[int, str], ...]
+    blind: tuple[Blind, ...]
+    error: float
+    floor: float
+
+    @property
+    def agrees(self) -> bool:
+        """Does the model attend as declared, wherever it was probed?"""
+        return all(layer.agrees for layer in self.layers)
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """The first differences of every group of layers."""
+        return tuple(one for layer in self.layers for one in layer.differences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data, with ``agrees``."""
+        return {"agrees": self.agrees} | asdict(self)
+
+
+def audit(
+    model: nn.Module,
+    declared: AttentionPolicy | str | Mapping[str, Any] | None = None,
+    *,
+    seq_len: int | None = None,
+    prompt_len: int | None = None,
+    num_keys: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Audit:
+    """Hold the attention of a running model against a declared mask, by layer, head and phase.
+
+    The model is left as it was: weights to the bit, hooks, mode. It may be set up in any way, with or without swaa.
+
+    Args:
+        model: a causal language model of transformers, or a wrapper of PEFT or torch.compile around one.
+        declared: a policy, an expression or its dict form; intersected with the windows and chunks of the
+            architecture, as :func:`swaa.apply_policy` does. None takes what the model's config declares: the policy
+            saved on it, if any, and the architecture's masks.
+        seq_len: tokens of the text. By default enough for the declared masks to show, 512 at most.
+        prompt_len: tokens of these that are the prompt. By default all but 16.
+        num_keys: keys to probe. By default all of up to 48 tokens, and else 24: at edges of the mask, and random ones.
+        seed: of the text, of the noise and of the random keys.
+        dtype: that attention is computed in: float64, or float32 for a kernel that knows no other.
+
+    Raises:
+        UserError: the model has no attention that can be probed; a number is out of range; the policy names a layer
+            or head that the model lacks.
+    """
+    if dtype not in (torch.float64, torch.float32):
+        raise invalid("dtype", accepted="torch.float64 or torch.float32", got=dtype, mend="Leave it out.")
+    base = transformers_model(model)
+    config = text_config(base.config)
+    policy, source = _declared(config, declared)
+    layers = declared_layers(config, policy)
+    places, others = attention_places(base)
+    indices = [place.layer for place in places]
+    most = getattr(config, "max_position_embeddings", None)
+    sample = sample_of([layers[index] for index in indices], seq_len, prompt_len, num_keys, most, seed)
+    precision = Precision(dtype)
+
+    def look(keys: Sequence[int], strength: float, run: int) -> Influence:
+        noise = Disturbance(strength, seed + run)
+        return influence(base, places, keys, sample.length, sample.prompt_length, noise, precision)
+
+    with precision.inside(base, places):
+        wrong_LSHN, error = _differing(look, torch.stack([sample.visible(layers[index]) for index in indices]), sample)
+    return Audit(
+        model=type(base).__name__,
+        policy=repr(policy),
+        source=source,
+        length=sample.length,
+        prompt_length=sample.prompt_length,
+        keys=sample.keys,
+        num_heads=config.num_attention_heads,
+        pairs=int(sample.compared_SN.sum()),
+        layers=_verdicts(layers, indices, wrong_LSHN, sample),
+        not_probed=tuple(sorted(others.items())),
+        blind=blind_spots(layers, indices, sample),
+        error=error,
+        floor=precision.floor,
+    )
+
+
+def _declared(config: Any, given: AttentionPolicy | str | Mapping[str, Any] | None) -> tuple[AttentionPolicy, str]:
+    if given is not None:
+        return parse_policy(given), "the policy that was given"
+    saved = saved_policy(config)
+    return (saved, "the policy on the model's config") if saved else (FullAttention(), "the model's config")
+
+
+def _differing(look: Any, visible_LSHN: Tensor, sample: Sample) -> tuple[Tensor, float]:
+    """Where influence and declaration differ for good, bool [L, S, H, N], and the error of the arithmetic.
+
+    An influence has to show in a second run, over other tokens and with other noise: a rounding that tipped over would
+    not. That there is none has to hold in all runs: the noise grows, in both directions, so that one of them raises the
+    key's score, and a key of hardly any weight shows, too.
+    """
+    first = look(sample.keys, 1.0, 0)
+    wrong = (first.seen_LSHN != visible_LSHN) & sample.compared_SN.unsqueeze(1)
+    missing, leaks = wrong & visible_LSHN, wrong & ~visible_LSHN
+    error = first.error
+    for run, strength in enumerate(_REPEATS, start=1):
+        doubtful = (missing | leaks if run == 1 else missing).flatten(0, 2).any(0)
+        columns = doubtful.nonzero().squeeze(-1)
+        if not len(columns):
+            break
+        again = look([sample.keys[column] for column in columns.tolist()], strength, run)
+        error = max(error, again.error)
+        missing[..., columns] &= ~again.seen_LSHN
+        if run == 1:
+            leaks[..., columns] &= again.seen_LSHN
+    return missing | leaks, error
+
+
+def _verdicts(
+    layers: Sequence[LayerPolicy], indices: Sequence[int], wrong_LSHN: Tensor, sample: Sample
+) -> tuple[LayerAudit, ...]:
+    groups: dict[tuple[LayerPolicy, bytes], list[int]] = {}
+    for place, index in enumerate(indices):
+        groups.setdefault((layers[index], wrong_LSHN[place].numpy().tobytes()), []).append(place)
+    return tuple(
+        _verdict(layer, tuple(indices[place] for place in places), wrong_LSHN[places[0]], sample)
+        for (layer, _), places in groups.items()
+    )
+
+
+def _verdict(layer: LayerPolicy, alike: tuple[int, ...], wrong_SHN: Tensor, sample: Sample) -> LayerAudit:
+    prefill, decode = layer.describe("prefill"), layer.describe("decode")
+    if not bool(wrong_SHN.any()):
+        return LayerAudit(alike, prefill, decode)
+    visible_SHN = sample.visible(layer)
+    missing = int((wrong_SHN & visible_SHN).sum())
+    heads = wrong_SHN.any(0).any(-1).nonzero().squeeze(-1).tolist()
+    first = [
+        Difference(
+            layer=alike[0],
+            head=head,
+            phase="decode" if query >= sample.prompt_length else "prefill",
+            query=query,
+            key=sample.keys[key],
+            declared=bool(visible_SHN[query, head, key]),
+        )
+        for query, head, key in _first(wrong_SHN, sample.prompt_length)
+    ]
+    return LayerAudit(
+        layers=alike,
+        prefill=prefill,
+        decode=decode,
+        leaks=int(wrong_SHN.sum()) - missing,
+        missing=missing,
+        heads=tuple(heads),
+        differences=tuple(first),
+        drawing=_drawing(alike[0], heads[0], visible_SHN, wrong_SHN, sample),
+    )
+
+
+def _first(wrong_SHN: Tensor, prompt_length: int) -> list[tuple[int, int, int]]:
+    """The first differences of either phase, as (query, head, column of the key)."""
+    decoded = wrong_SHN.clone()
+    decoded[:prompt_length] = False
+    late: list[tuple[int, int, int]] = [tuple(at) for at in decoded.nonzero()[:_NAMED].tolist()]
+    early: list[tuple[int, int, int]] = [tuple(at) for at in (wrong_SHN & ~decoded).nonzero()[:_NAMED].tolist()]
+    share = max(_NAMED // 2, _NAMED - len(late))
+    return [*early[:share], *late[: _NAMED - len(early[:share])]]
+
+
+_TALL, _WIDE = 36, 48
+
+
+def _drawing(layer: int, head: int, visible_SHN: Tensor, wrong_SHN: Tensor, sample: Sample) -> Drawing:
+    """Both masks of a head; of a long text the part around the first difference."""
+    visible_SN, wrong_SN = visible_SHN[:, head], wrong_SHN[:, head]
+    first_query, first_column = wrong_SN.nonzero()[0].tolist()
+    top = max(0, min(first_query - _TALL // 4, sample.length - _TALL))
+    left = max(0, min(first_column - _WIDE // 4, len(sample.keys) - _WIDE))
+    rows, columns = slice(top, top + _TALL), slice(left, left + _WIDE)
+    queries, keys = tuple(range(sample.length))[rows], sample.keys[columns]
+    declared, effective = visible_SN[rows, columns], (visible_SN ^ wrong_SN)[rows, columns]
+    return Drawing(layer, head, queries, keys, _bits(declared), _bits(effective))
+
+
+def _bits(mask: Tensor) -> tuple[str, ...]:
+    return tuple("".join("01"[value] for value in row) for row in mask.int().tolist())
