@@ -23,7 +23,8 @@ TINY = Job(128, 128)
 ON_GPU = replace(SHORT, device_type="cuda")
 GPU_OFFSET = replace(OFFSET, device_type="cuda")
 FASTER = "sparse mask; faster than flex on CPU"
-LOGITS = "sink logits (s_aux) need plain tensor operations"
+LOGITS = "sink logits run on it only where it is asked for: proven on CPU alone"
+TRAINED = "sink logits that are trained need plain tensor operations"
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,11 @@ def compiler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (FULL, GPU_OFFSET, "auto", Kernel.FLEX, "padded or offset", False),
         (FULL, replace(TINY, is_square=False), "auto", Kernel.DENSE, "padded or offset; short", False),
         (FULL, replace(LONG, has_softcap=True), "auto", Kernel.BLOCKWISE, "changed scores; faster", False),
-        (FULL, replace(LONG, has_sink_logits=True), "auto", Kernel.BLOCKWISE, LOGITS, True),
+        (FULL, replace(LONG, has_sink_logits=True), "auto", Kernel.BLOCKWISE, "changed scores; faster", False),
+        (FULL, replace(LONG, has_scores=True), "auto", Kernel.BLOCKWISE, "changed scores; faster", False),
+        (FULL, replace(OFFSET, in_runs=True, has_scores=True), "auto", Kernel.BLOCKWISE, "padded or offset", False),
+        (FULL, replace(TINY, has_scores=True), "auto", Kernel.DENSE, "changed scores; short", False),
+        (FULL, replace(LONG, has_scores=True), "flex", Kernel.FLEX, "asked for", False),
         (SPARSE, replace(LONG, hides_nothing=True), "auto", Kernel.CAUSAL, "full attention at this length", False),
         # one query
         (SPARSE, replace(LONG, query_length=1, is_square=False), "auto", Kernel.DENSE, "one query", False),
@@ -64,8 +69,9 @@ def compiler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (SPARSE, replace(LONG, dropout=0.1), "auto", Kernel.BLOCKWISE, FASTER, False),
         (SPARSE, replace(LONG, value_dim_differs=True), "auto", Kernel.BLOCKWISE, FASTER, False),
         (SPARSE, replace(LONG, has_softcap=True), "auto", Kernel.BLOCKWISE, FASTER, False),
-        (SPARSE, replace(LONG, has_sink_logits=True), "auto", Kernel.BLOCKWISE, LOGITS, True),
-        (SPARSE, replace(TINY, has_sink_logits=True), "auto", Kernel.DENSE, LOGITS, True),
+        (SPARSE, replace(LONG, has_sink_logits=True), "auto", Kernel.BLOCKWISE, FASTER, False),
+        (SPARSE, replace(LONG, has_sink_logits=True), "flex", Kernel.FLEX, "asked for", False),
+        (SPARSE, replace(TINY, has_sink_logits=True), "auto", Kernel.DENSE, "sparse mask; short", False),
         (SPARSE, SHORT, "flex", Kernel.FLEX, "asked for", False),
         (SPARSE, TINY, "blockwise", Kernel.BLOCKWISE, "asked for", False),
         (SPARSE, LONG, "dense", Kernel.DENSE, "asked for", False),
@@ -75,6 +81,9 @@ def compiler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (SPARSE, replace(ON_GPU, value_dim_differs=True), "auto", Kernel.FLEX, "sparse mask", False),
         (SPARSE, replace(ON_GPU, dropout=0.1), "auto", Kernel.BLOCKWISE, "no attention dropout", True),
         (SPARSE, replace(ON_GPU, has_sink_logits=True), "auto", Kernel.BLOCKWISE, LOGITS, True),
+        (SPARSE, replace(ON_GPU, has_sink_logits=True), "flex", Kernel.FLEX, "asked for", False),
+        (SPARSE, replace(ON_GPU, trains_sink_logits=True), "auto", Kernel.BLOCKWISE, TRAINED, True),
+        (SPARSE, replace(ON_GPU, has_scores=True), "auto", Kernel.FLEX, "sparse mask", False),
         (SPARSE, replace(TINY, device_type="cuda", dropout=0.1), "auto", Kernel.DENSE, "no attention dropout", True),
     ],
 )
@@ -99,7 +108,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (replace(LONG, needs_grad=True), "FlexAttention has no backward pass on CPU"),
         (replace(LONG, dropout=0.1), "FlexAttention has no attention dropout"),
-        (replace(LONG, has_sink_logits=True), "sink logits .s_aux. need plain tensor operations"),
+        (replace(LONG, has_sink_logits=True, trains_sink_logits=True), TRAINED),
     ],
 )
 def test_asked_for_what_cannot_be(job: Job, obstacle: str) -> None:

@@ -8,7 +8,6 @@ Shape suffixes: B samples, H query heads, G key-value heads, Q queries, K keys, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from swaa.compiler.scores import PlacedScores, ScoreModFunction, score_mod
+from swaa.compiler.sinkslot import sink_score_mod, with_sink_slot
 
 _GRAPHS = 256  # kernels kept for distinct policies' structures and lengths; past torch's own limit of 8 Flex is unfused
 
@@ -87,6 +89,7 @@ def dense_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     sink_logits_H: Tensor | None = None,
+    scores: PlacedScores | None = None,
     hidden_BHQ1: Tensor | None = None,
 ) -> Tensor:
     """Attention under a boolean mask (None: every query sees every key). Returns [B, H, Q, D].
@@ -94,10 +97,11 @@ def dense_attention(
     Args:
         hidden_BHQ1: the queries that see nothing, where the caller knows them; otherwise the mask is searched.
         softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
+        scores: what changes them after that.
         sink_logits_H: a logit per head that takes part in the softmax and carries no value (GPT-OSS).
     """
     groups = query_BHQD.shape[1] // key_BGKD.shape[1]
-    unmodified = softcap is None and sink_logits_H is None
+    unmodified = softcap is None and sink_logits_H is None and scores is None
     # copying a cache for each query head would cost more than a decode step; on CUDA no fused kernel takes a mask so
     grouped = groups > 1 and unmodified and (mask_BHQK is None or query_BHQD.device.type == "cpu")
     if groups > 1 and not grouped:  # G is H from here on
@@ -107,7 +111,8 @@ def dense_attention(
             query_BHQD, key_BGKD, value_BGKD, mask_BHQK, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
     else:
-        out = _modified_attention(query_BHQD, key_BGKD, value_BGKD, mask_BHQK, scale, dropout, softcap, sink_logits_H)
+        changes = (softcap, scores, sink_logits_H)
+        out = _modified_attention(query_BHQD, key_BGKD, value_BGKD, mask_BHQK, scale, dropout, *changes)
     if mask_BHQK is None:
         return out
     return out.masked_fill(~mask_BHQK.any(-1, keepdim=True) if hidden_BHQ1 is None else hidden_BHQ1, 0.0)
@@ -121,16 +126,20 @@ def _modified_attention(
     scale: float | None,
     dropout: float,
     softcap: float | None,
+    scores: PlacedScores | None,
     sink_logits_H: Tensor | None,
 ) -> Tensor:
     scale = query_BHQD.shape[-1] ** -0.5 if scale is None else scale
-    scores_BHQK = (query_BHQD @ key_BHKD.transpose(-1, -2)).float() * scale
+    wide = torch.promote_types(query_BHQD.dtype, torch.float32)
+    scores_BHQK = (query_BHQD @ key_BHKD.transpose(-1, -2)).to(wide) * scale
     if softcap is not None:
         scores_BHQK = softcap * torch.tanh(scores_BHQK / softcap)
+    if scores is not None:
+        scores_BHQK = scores.on_grid(scores_BHQK)
     if mask_BHQK is not None:
         scores_BHQK = scores_BHQK.masked_fill(~mask_BHQK, torch.finfo(scores_BHQK.dtype).min)
     if sink_logits_H is not None:
-        sinks = sink_logits_H.float().view(1, -1, 1, 1).expand(*scores_BHQK.shape[:-1], 1)
+        sinks = sink_logits_H.to(wide).view(1, -1, 1, 1).expand(*scores_BHQK.shape[:-1], 1)
         scores_BHQK = torch.cat([scores_BHQK, sinks], -1)
     weights_BHQK = scores_BHQK.softmax(-1)[..., : key_BHKD.shape[2]].to(value_BHKD.dtype)
     out: Tensor = F.dropout(weights_BHQK, dropout) @ value_BHKD
@@ -145,19 +154,29 @@ def blocksparse_attention(
     *,
     scale: float | None,
     softcap: float | None = None,
+    sink_logits_H: Tensor | None = None,
+    scores: PlacedScores | None = None,
 ) -> Tensor:
     """FlexAttention, compiled. Returns [B, H, Q, D].
 
     The block mask may be longer than the tensors (see :func:`bucket_length`): they are padded to it, and the result
     is cut back, so that many lengths share a compiled kernel.
+
+    Args:
+        softcap: as in :func:`dense_attention`, and the sink logits, too.
+        scores: placed on a layout as long as the block mask.
     """
+    change = _changes(softcap, scores)
+    if sink_logits_H is not None:
+        change = sink_score_mod(change, block_mask.seq_lengths[1], sink_logits_H)
+        block_mask = with_sink_slot(block_mask)
     queries, keys = block_mask.seq_lengths
     padded = [_pad(query_BHQD, queries), _pad(key_BGKD, keys), _pad(value_BGKD, keys)]
     # the limit is torch's guard against runaway compiling; one graph per policy structure and bucket is meant here
     with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=4 * _GRAPHS):
         out: Tensor = _compiled_flex()(
             *padded,
-            score_mod=None if softcap is None else _softcap_mod(softcap),
+            score_mod=change,
             block_mask=block_mask,
             scale=scale,
             enable_gqa=key_BGKD.shape[1] != query_BHQD.shape[1],
@@ -178,9 +197,15 @@ def _pad(tensor: Tensor, length: int) -> Tensor:
     return F.pad(tensor, (0, 0, 0, extra)) if extra else tensor
 
 
-def _softcap_mod(softcap: float) -> Callable[..., Tensor]:
+def _changes(softcap: float | None, scores: PlacedScores | None) -> ScoreModFunction | None:
+    """The model's soft cap, then the modifications."""
+    changed = None if scores is None else score_mod(scores)
+    if softcap is None:
+        return changed
+
     def cap(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        capped = softcap * torch.tanh(score / softcap)
+        return capped if changed is None else changed(capped, b, h, q_index, k_index)
 
     return cap
 

@@ -49,6 +49,14 @@ class RowBatch:
     blocks_RC: Tensor | None
     hidden_RQ: Tensor | None
 
+    def columns_RC(self, rows: BlockRows) -> Tensor:
+        """The places of each row's key blocks among those of its sample."""
+        if self.gathered is not None:
+            return self.gathered.view(len(self.rows_R), -1, self.width)[:, 0] % rows.shape[3]
+        assert self.at is not None
+        first = self.at[3] // rows.block_size[1]
+        return torch.arange(first, first + self.width, device=self.rows_R.device).unsqueeze(0)
+
 
 @dataclass(eq=False)
 class BlockRows:

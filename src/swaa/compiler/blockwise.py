@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from swaa.compiler.blockrows import BlockRows, RowBatch
+from swaa.compiler.layout import PADDING
+from swaa.compiler.scores import PlacedScores
 
 _SCORES = 1 << 20
 """Scores that are spelled out at a time: a few MB, which the allocator hands out again without asking the system."""
@@ -37,6 +39,7 @@ def blockwise_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     sink_logits_H: Tensor | None = None,
+    scores: PlacedScores | None = None,
 ) -> Tensor:
     """Attention under a block mask, without compiling anything.
 
@@ -46,6 +49,7 @@ def blockwise_attention(
         dropout: the probability of dropping an attention weight.
         softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
         sink_logits_H: a logit per head that takes part in the softmax and carries no value (GPT-OSS).
+        scores: what changes them after the soft cap.
 
     Returns:
         [B, H, Q, D of the values]. Queries that see nothing get zeros.
@@ -58,7 +62,7 @@ def blockwise_attention(
     if torch.is_autocast_enabled(device_type):  # as SDPA does; the backward pass runs outside of autocast
         dtype = torch.get_autocast_dtype(device_type)
         query_BHQD, key_BGKD, value_BGKD = query_BHQD.to(dtype), key_BGKD.to(dtype), value_BGKD.to(dtype)
-    options = _Options(query_BHQD.shape[-1] ** -0.5 if scale is None else scale, dropout, softcap)
+    options = _Options(query_BHQD.shape[-1] ** -0.5 if scale is None else scale, dropout, softcap, scores)
     query_BHQD = _pad(query_BHQD, rows.shape[2] * rows.block_size[0])
     key_BGKD, value_BGKD = (_pad(tensor, rows.shape[3] * rows.block_size[1]) for tensor in (key_BGKD, value_BGKD))
     tensors = (query_BHQD, key_BGKD, value_BGKD, sink_logits_H)
@@ -76,6 +80,46 @@ class _Options:
     scale: float
     dropout: float
     softcap: float | None
+    scores: PlacedScores | None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.softcap is None and self.scores is None
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the scores of some rows stand, as tensors that broadcast against [R, H, Q, L]."""
+
+    q_R1Q1: Tensor
+    k_R11L: Tensor
+    head_RH11: Tensor
+
+    def of(self, some: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """For some of the rows."""
+        heads = self.head_RH11 if len(self.head_RH11) == 1 else self.head_RH11[some]
+        return self.q_R1Q1[some], self.k_R11L[some], heads
+
+
+def _places(batch: RowBatch, rows: BlockRows, num_heads: int, options: _Options) -> _Places | None:
+    """The positions and heads of a batch, where scores change by them."""
+    if options.scores is None:
+        return None
+    sample_R, head_R = batch.lines_R // rows.mask_heads, batch.lines_R % rows.mask_heads
+    queries_BMQ, keys_BNK = (
+        F.pad(table, (0, blocks * size - table.shape[1]), value=PADDING).unflatten(1, (blocks, size))
+        for table, blocks, size in zip(
+            (options.scores.query_positions_BQ, options.scores.key_positions_BK),
+            rows.shape[2:],
+            rows.block_size,
+            strict=True,
+        )
+    )
+    q_RQ = queries_BMQ[sample_R if len(queries_BMQ) > 1 else torch.zeros_like(sample_R), batch.rows_R]
+    sample_R1 = (sample_R if len(keys_BNK) > 1 else torch.zeros_like(sample_R)).unsqueeze(-1)
+    k_RL = keys_BNK[sample_R1, batch.columns_RC(rows)].flatten(1)
+    heads = torch.arange(num_heads, device=head_R.device).unsqueeze(0) if rows.mask_heads == 1 else head_R.unsqueeze(1)
+    return _Places(q_RQ[:, None, :, None], k_RL[:, None, None, :], heads[:, :, None, None])
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:
@@ -154,12 +198,13 @@ def _attend(
     value_RGLD: Tensor,
     sinks_RH: Tensor | None,
     bias_R1QL: Tensor | None,
+    places: _Places | None,
     options: _Options,
 ) -> Tensor:
     """One batch of rows, [R, H, Q, D]."""
     rows, heads, queries, _ = query_RHQD.shape
     groups = heads // key_RGLD.shape[1]
-    plain = options.softcap is None and sinks_RH is None
+    plain = options.is_plain and sinks_RH is None
     if plain and query_RHQD.device.type == "cpu" and not torch.is_grad_enabled() and not options.dropout:
         return F.scaled_dot_product_attention(
             query_RHQD, key_RGLD, value_RGLD, bias_R1QL, scale=options.scale, enable_gqa=groups > 1
@@ -176,7 +221,7 @@ def _attend(
         sinks_RGF = None
         if sinks_RH is not None:
             sinks_RGF = sinks_RH.unflatten(1, (-1, groups)).repeat_interleave(queries, -1)
-        out_RGFD = _modified(query_RGFD, key_RGLD, value_RGLD, sinks_RGF, bias_R1FL, options)
+        out_RGFD = _modified(query_RGFD, key_RGLD, value_RGLD, sinks_RGF, bias_R1FL, places, options)
     return out_RGFD.reshape(rows, heads, queries, -1)
 
 
@@ -186,6 +231,7 @@ def _modified(
     value_RGLD: Tensor,
     sinks_RGF: Tensor | None,
     bias_R1FL: Tensor | None,
+    places: _Places | None,
     options: _Options,
 ) -> Tensor:
     """Spelled out, as no fused kernel changes scores; some rows at a time, so that their scores stay in cache."""
@@ -198,6 +244,10 @@ def _modified(
         scores_RGFL = (query_RGFD[some] @ key_RGLD[some].transpose(-1, -2)).to(wide) * options.scale
         if options.softcap is not None:
             scores_RGFL = options.softcap * torch.tanh(scores_RGFL / options.softcap)
+        if options.scores is not None and places is not None:
+            q_R1Q1, k_R11L, head_RH11 = places.of(some)
+            scores_RHQL = scores_RGFL.reshape(len(q_R1Q1), -1, q_R1Q1.shape[2], scores_RGFL.shape[-1])
+            scores_RGFL = options.scores.modify(scores_RHQL, q_R1Q1, k_R11L, head_RH11).view_as(scores_RGFL)
         if bias_R1FL is not None:
             scores_RGFL = scores_RGFL + (bias_R1FL if len(bias_R1FL) == 1 else bias_R1FL[some])
         if sinks_RGF is not None:
@@ -232,6 +282,7 @@ def _forward(
             _gather(value_BGSD, value_blocks, batch, rows),
             _sinks(sink_logits_H, batch, rows),
             rows.bias(number, query.dtype),
+            _places(batch, rows, query.shape[2], options),
             options,
         )
         _put(out, batch, _without_hidden(out_RHQD, batch))
@@ -282,8 +333,9 @@ class _Blockwise(torch.autograd.Function):
                 inputs = [tensor.detach().requires_grad_() for tensor in inputs]
                 with torch.enable_grad():
                     bias = rows.bias(number, query.dtype)
+                    places = _places(batch, rows, query_rows.shape[2], options)
                     out = _attend(
-                        inputs[0], inputs[1], inputs[2], inputs[3] if len(inputs) > 3 else None, bias, options
+                        inputs[0], inputs[1], inputs[2], inputs[3] if len(inputs) > 3 else None, bias, places, options
                     )
                     out = _without_hidden(out, batch)
                 found = torch.autograd.grad(out, inputs, _take(grad_rows, batch))

@@ -48,6 +48,10 @@ class Job:
         is_square: queries and keys are the same tokens, without padding or documents.
         in_runs: padding, packing or a cache cut full attention into runs of tokens, each of which is plainly causal.
         hides_nothing: the policy comes to full attention at these lengths, as a window longer than the sequence does.
+        has_sink_logits: a logit for each head takes part in the softmax (the model's, or of a score modification).
+        trains_sink_logits: and wants a gradient.
+        has_softcap: the model caps its scores.
+        has_scores: score modifications change them.
     """
 
     query_length: int
@@ -59,13 +63,15 @@ class Job:
     needs_grad: bool = False
     dropout: float = 0.0
     has_sink_logits: bool = False
+    trains_sink_logits: bool = False
     has_softcap: bool = False
+    has_scores: bool = False
     value_dim_differs: bool = False
 
     @property
     def is_modified(self) -> bool:
         """Are scores changed, so that no fused kernel of SDPA does it?"""
-        return self.has_sink_logits or self.has_softcap
+        return self.has_sink_logits or self.has_softcap or self.has_scores
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ def choose_kernel(layer: LayerPolicy, job: Job, requested: str = "auto") -> Kern
     if job.query_length == 1:
         return KernelPlan(Kernel.DENSE, "one query")
     obstacle = _flex_obstacle(job)
+    on_cpu = job.device_type == "cpu"
     if requested == "flex":
         if obstacle:
             raise UserError(f"kernel: 'flex' was asked for, but {obstacle}. Use kernel='auto', 'blockwise' or 'dense'.")
@@ -106,10 +113,11 @@ def choose_kernel(layer: LayerPolicy, job: Job, requested: str = "auto") -> Kern
     if is_causal and job.in_runs:
         return KernelPlan(Kernel.CAUSAL, f"{full}, in runs of tokens")
     shape = "sparse mask" if not layer.is_full else "padded or offset" if not job.is_square else "changed scores"
-    on_cpu = job.device_type == "cpu"
+    if obstacle is None and job.has_sink_logits and not on_cpu:
+        obstacle = "sink logits run on it only where it is asked for: proven on CPU alone"
     if obstacle is None and not on_cpu:
         return KernelPlan(Kernel.FLEX, shape)
-    is_fallback = obstacle is not None and (not on_cpu or job.has_sink_logits)
+    is_fallback = obstacle is not None and not on_cpu
     reason = f"{shape}; {obstacle}" if is_fallback else shape
     if job.query_length * job.key_length <= DENSE_ON_CPU_UP_TO:
         return KernelPlan(Kernel.DENSE, f"{reason}; short", is_fallback)
@@ -127,8 +135,8 @@ def _flex_obstacle(job: Job) -> str | None:
     """Why FlexAttention cannot do this job, or None."""
     if job.dropout:
         return "FlexAttention has no attention dropout"
-    if job.has_sink_logits:
-        return "sink logits (s_aux) need plain tensor operations"
+    if job.trains_sink_logits:
+        return "sink logits that are trained need plain tensor operations"
     if job.device_type == "cpu":
         if job.needs_grad:
             return "FlexAttention has no backward pass on CPU"

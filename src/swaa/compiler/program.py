@@ -19,11 +19,15 @@ from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import BLOCK_SIZES, Job, Kernel, KernelPlan, check_kernel_request, choose_kernel
 from swaa.compiler.runs import CausalRun, attend_runs, causal_runs, hides_nothing
+from swaa.compiler.scores import PlacedScores, joined_sinks
+from swaa.compiler.selected_blocks import selected_block_mask
+from swaa.compiler.selection import Selection
 from swaa.policies.bound import LayerPolicy
+from swaa.policies.scores import LayerScores
 
 log = logging.getLogger(__name__)
 _said: set[str] = set()
-_uncompilable: dict[LayerPolicy, str] = {}
+_uncompilable: dict[tuple[LayerPolicy, LayerScores | None], str] = {}
 
 
 @dataclass(eq=False)
@@ -36,6 +40,7 @@ class AttentionProgram:
         kernel: one of :data:`swaa.compiler.plan.KERNEL_REQUESTS`.
         all_visible: the caller knows that a single query sees every key, as over an evicted cache without free slots:
             then no mask is built, and nothing is asked of the device. Of several queries it says nothing.
+        selection: what a layer has chosen by content; such a layer gets a program of its own for each call.
 
     Raises:
         UserError: ``kernel`` is no kernel.
@@ -44,10 +49,12 @@ class AttentionProgram:
     layout: TokenLayout
     kernel: str = "auto"
     all_visible: bool = False
+    selection: Selection | None = None
     _dense: dict[LayerPolicy, Tensor | None] = field(default_factory=dict)
     _hidden: dict[LayerPolicy, Tensor] = field(default_factory=dict)
     _blocks: dict[tuple[LayerPolicy, bool], BlockMask] = field(default_factory=dict)
     _rows: dict[tuple[LayerPolicy, int, int, int], BlockRows] = field(default_factory=dict)
+    _scores: dict[tuple[LayerScores, torch.dtype, int, int], PlacedScores] = field(default_factory=dict)
     _full: dict[LayerPolicy, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,12 +71,36 @@ class AttentionProgram:
         dropout: float = 0.0,
         softcap: float | None = None,
         sink_logits_H: Tensor | None = None,
+        scores: LayerScores | None = None,
+        learned_sinks_H: Tensor | None = None,
     ) -> Tensor:
         """Attention of one layer under its policy; shapes by the suffixes of :mod:`swaa.compiler.attention`.
+
+        Args:
+            softcap: the model's own, applied before ``scores``.
+            sink_logits_H: the model's own, which take part beside those of ``scores``.
+            scores: what else becomes of the scores of these heads.
+            learned_sinks_H: the values of its learned sink logits; None for those that they begin with.
 
         Returns:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
         """
+        if layer.by_content and self.selection is None:
+            selection = Selection.of(layer, self.layout, query_BHQD, key_BGKD)
+            return AttentionProgram(self.layout, self.kernel, selection=selection).attend(
+                layer,
+                query_BHQD,
+                key_BGKD,
+                value_BGKD,
+                scale=scale,
+                dropout=dropout,
+                softcap=softcap,
+                sink_logits_H=sink_logits_H,
+                scores=scores,
+                learned_sinks_H=learned_sinks_H,
+            )
+        sink_logits_H = joined_sinks(scores, sink_logits_H, learned_sinks_H, query_BHQD.device)
+        scores = scores if scores is not None and scores.changes_scores else None
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query_BHQD, key_BGKD, value_BGKD))
         if self.layout.query_length == 1:  # a decode step: nothing to choose, and every operation counts
             plan = KernelPlan(Kernel.DENSE, "one query")
@@ -80,7 +111,11 @@ class AttentionProgram:
                 needs_grad=needs_grad,
                 dropout=dropout,
                 has_sink_logits=sink_logits_H is not None,
+                trains_sink_logits=torch.is_grad_enabled()
+                and sink_logits_H is not None
+                and sink_logits_H.requires_grad,
                 has_softcap=softcap is not None,
+                has_scores=scores is not None,
                 value_dim_differs=value_BGKD.shape[-1] != query_BHQD.shape[-1],
             )
             plan = choose_kernel(layer, job, self.kernel)
@@ -92,27 +127,37 @@ class AttentionProgram:
                 return causal(query_BHQD, key_BGKD, value_BGKD)
             assert self._runs is not None
             return attend_runs(query_BHQD, key_BGKD, value_BGKD, self._runs, causal)
-        if kernel is Kernel.FLEX and self.kernel != "flex" and layer in _uncompilable:
+        if kernel is Kernel.FLEX and self.kernel != "flex" and (layer, scores) in _uncompilable:
             kernel = Kernel.BLOCKWISE
         if kernel is Kernel.FLEX:
             try:
                 blocks = self.block_mask(layer, with_backward=needs_grad)
-                return blocksparse_attention(query_BHQD, key_BGKD, value_BGKD, blocks, scale=scale, softcap=softcap)
+                return blocksparse_attention(
+                    query_BHQD,
+                    key_BGKD,
+                    value_BGKD,
+                    blocks,
+                    scale=scale,
+                    softcap=softcap,
+                    sink_logits_H=sink_logits_H,
+                    scores=self._placed(scores, torch.float32, self._bucketed),
+                )
             except _compile_errors() as error:
                 if self.kernel == "flex":
                     raise
                 kernel = Kernel.BLOCKWISE
-                _uncompilable[layer] = (str(error) or type(error).__name__).splitlines()[0]
+                _uncompilable[layer, scores] = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning(
                     "%s: FlexAttention does not compile (%s); attention runs blockwise on SDPA",
                     layer.describe("prefill"),
-                    _uncompilable[layer],
+                    _uncompilable[layer, scores],
                 )
         modifications: dict[str, Any] = {
             "scale": scale,
             "dropout": dropout,
             "softcap": softcap,
             "sink_logits_H": sink_logits_H,
+            "scores": self._placed(scores, torch.promote_types(query_BHQD.dtype, torch.float32), self.layout),
         }
         if kernel is Kernel.BLOCKWISE:
             rows = self.block_rows(layer, query_BHQD.shape[0], query_BHQD.shape[1], key_BGKD.shape[1])
@@ -135,6 +180,19 @@ class AttentionProgram:
             **facts,
         )
 
+    def _placed(self, scores: LayerScores | None, dtype: torch.dtype, layout: TokenLayout) -> PlacedScores | None:
+        if scores is None:
+            return None
+        key = (scores, dtype, layout.query_length, layout.key_length)
+        if key not in self._scores:
+            self._scores[key] = PlacedScores(scores, layout, dtype)
+        return self._scores[key]
+
+    @functools.cached_property
+    def _bucketed(self) -> TokenLayout:
+        layout = self.layout
+        return layout.pad_to(bucket_length(layout.query_length), bucket_length(layout.key_length))
+
     @functools.cached_property
     def _runs(self) -> tuple[CausalRun, ...] | None:
         return causal_runs(self.layout)
@@ -144,7 +202,9 @@ class AttentionProgram:
         if self.layout.query_length == 1 and self.all_visible:
             return None
         if layer not in self._dense:
-            mask: Tensor | None = dense_mask(layer, self.layout)
+            mask: Tensor | None = (
+                dense_mask(layer, self.layout) if self.selection is None else self.selection.dense_mask()
+            )
             assert mask is not None
             if self.layout.query_length == 1 and bool(mask.all()):
                 mask = None
@@ -157,18 +217,24 @@ class AttentionProgram:
         """What blockwise attention needs to know of the layer's mask, over the lengths as they are."""
         key = (layer, batch_size, num_heads, num_kv_heads)
         if key not in self._rows:
-            mask = block_mask(layer, self.layout, block_size=BLOCK_SIZES["blockwise"])
+            mask = self._build(layer, self.layout, BLOCK_SIZES["blockwise"])
             self._rows[key] = BlockRows.of(mask, batch_size=batch_size, num_heads=num_heads, num_kv_heads=num_kv_heads)
         return self._rows[key]
 
     def block_mask(self, layer: LayerPolicy, *, with_backward: bool = False) -> BlockMask:
         """The layer's block mask over bucketed lengths."""
         if (layer, with_backward) not in self._blocks:
-            queries, keys = bucket_length(self.layout.query_length), bucket_length(self.layout.key_length)
-            padded = self.layout.pad_to(queries, keys)
+            padded = self._bucketed
             size = BLOCK_SIZES["flex on CPU" if padded.device.type == "cpu" else "flex"]
-            self._blocks[layer, with_backward] = block_mask(layer, padded, block_size=size, with_backward=with_backward)
+            self._blocks[layer, with_backward] = self._build(layer, padded, size, with_backward=with_backward)
         return self._blocks[layer, with_backward]
+
+    def _build(
+        self, layer: LayerPolicy, layout: TokenLayout, block_size: tuple[int, int], *, with_backward: bool = False
+    ) -> BlockMask:
+        if self.selection is None:
+            return block_mask(layer, layout, block_size=block_size, with_backward=with_backward)
+        return selected_block_mask(self.selection, layout, block_size, with_backward=with_backward)
 
     def to(self, device: torch.device | str) -> AttentionProgram:
         """The same program for tensors on another device, its masks still to be built."""
