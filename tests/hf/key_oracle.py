@@ -15,8 +15,8 @@ from torch import Tensor
 from hf.reference import SIX, At, Composition, Mutation
 from swaa import FullAttention, SinkTokens, SlidingWindow, rule, stack
 
-HORIZON, LAST = 300, 500
-"""So many later queries are tried, up to position ``LAST``; every window of the compositions is at most 7."""
+HORIZON, LAST = 40, 100
+"""So many later queries are tried at least, up to position ``LAST``; every window of the compositions is at most 7."""
 
 HEADS = 4
 """Query heads of the models in :mod:`hf.zoo`."""
@@ -71,7 +71,7 @@ def last_query(composition: Composition, layer: int, heads: tuple[int, ...], key
 @cache
 def live(composition: Composition, layer: int, heads: tuple[int, ...], following: int, prompt: int) -> tuple[int, ...]:
     """The positions before ``following`` that some query from there on sees, in one of these heads."""
-    assert following + HORIZON <= LAST
+    assert max(following, prompt) + HORIZON <= LAST
     return tuple(key for key in range(following) if last_query(composition, layer, heads, key, prompt) >= following)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,7 @@ from swaa import AttentionPolicy, FullAttention, SinkTokens, SlidingWindow, ever
 NAME = "loop_reference"
 
 
-@dataclass(frozen=True)
-class At:
+class At(NamedTuple):  # of which the loops make hundreds of thousands
     """One pair of a query and a key, and where it stands. Positions are counted in one row without padding."""
 
     q: int
@@ -138,14 +138,20 @@ def reference(
 def loop_mask(layer: int, heads: int, length: int) -> Tensor:
     """bool [H, Q, K]: the mask of one layer, one pair at a time."""
     setting = _setting
-    mask = torch.zeros(heads, length, length, dtype=torch.bool)
+    decodes = setting.decodes or tuple(q >= setting.prompt + setting.mutation.prompt for q in range(length))
+    return _loop_mask(layer, heads, decodes[:length], setting.meaning, setting.native.get(layer), setting.mutation)
+
+
+@cache  # models of one shape ask for the same ones; nobody writes into them
+def _loop_mask(
+    layer: int, heads: int, decodes: tuple[bool, ...], meaning: Meaning, own: Meaning | None, mutation: Mutation
+) -> Tensor:
+    mask = torch.zeros(heads, len(decodes), len(decodes), dtype=torch.bool)
     for head in range(heads):
-        for q in range(length):
-            decodes = setting.decodes[q] if setting.decodes else q >= setting.prompt + setting.mutation.prompt
+        for q in range(len(decodes)):
             for k in range(q + 1):
-                at = At(q, k, layer, head, decodes, setting.mutation)
-                own = setting.native.get(layer)
-                mask[head, q, k] = setting.meaning(at) and (own is None or own(at))
+                at = At(q, k, layer, head, decodes[q], mutation)
+                mask[head, q, k] = meaning(at) and (own is None or own(at))
     return mask
 
 
