@@ -13,8 +13,10 @@ Union, intersection and complement act on the parts, so they need no model eithe
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from swaa.errors import UserError, invalid
 
@@ -38,8 +40,13 @@ class _Naturals:
     @classmethod
     def sampled(cls, member: Callable[[int], bool], prefix: int, period: int) -> _Naturals:
         """The set with this membership, which the caller knows to repeat every ``period`` from ``prefix`` on."""
-        head = [bool(member(i)) for i in range(prefix)]
-        cycle = [bool(member(i)) for i in range(prefix, prefix + period)]
+        return cls._canonical([bool(member(i)) for i in range(prefix + period)], prefix)
+
+    @classmethod
+    def _canonical(cls, bits: list[bool], prefix: int) -> _Naturals:
+        """The set of these bits, of which those from ``prefix`` on repeat for ever."""
+        head, cycle = bits[:prefix], bits[prefix:]
+        period = len(cycle)
         shortest = next(
             size for size in range(1, period + 1) if period % size == 0 and cycle == cycle[:size] * (period // size)
         )
@@ -55,7 +62,12 @@ class _Naturals:
         if period > _LONGEST_PERIOD:
             mend = "Write the indices as a list."
             raise invalid("layers or heads", accepted="steps that fit together", got=f"a period of {period}", mend=mend)
-        return _Naturals.sampled(lambda i: op(i in self, i in other), prefix, period)
+        return _Naturals._canonical(list(map(op, self._bits(prefix + period), other._bits(prefix + period))), prefix)
+
+    def _bits(self, count: int) -> tuple[bool, ...]:
+        """Membership of the first ``count`` naturals."""
+        repeats = -(-max(0, count - len(self.prefix)) // len(self.period))
+        return (self.prefix + self.period * repeats)[:count]
 
 
 _NONE = _Naturals((), (False,))
@@ -91,19 +103,20 @@ class IndexSet:
     def _row(self, j: int) -> _Naturals:
         return self.tail[j - 1] if j <= len(self.tail) else self.body
 
+    @lru_cache(maxsize=16384)  # noqa: B019  # the sets are small values; a policy combines the same ones many times
     def _combine(self, other: IndexSet, op: Callable[[bool, bool], bool]) -> IndexSet:
         depth = max(len(self.tail), len(other.tail))
         rows = [self._row(j).combine(other._row(j), op) for j in range(1, depth + 1)]
         return IndexSet._canonical(self.body.combine(other.body, op), rows)
 
     def __or__(self, other: IndexSet) -> IndexSet:
-        return self._combine(other, lambda a, b: a or b)
+        return self._combine(other, operator.or_)
 
     def __and__(self, other: IndexSet) -> IndexSet:
-        return self._combine(other, lambda a, b: a and b)
+        return self._combine(other, operator.and_)
 
     def __invert__(self) -> IndexSet:
-        return self._combine(NOTHING, lambda a, _: not a)
+        return self._combine(EVERYTHING, operator.ne)
 
     @property
     def sort_key(self) -> tuple[object, ...]:
