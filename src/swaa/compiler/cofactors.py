@@ -72,15 +72,24 @@ def cofactor(layer: LayerPolicy, outcome: tuple[bool, ...]) -> LayerPolicy:
     return _each_formula(layer, lambda formula: _with_truth(formula, fixed))
 
 
+def shows_nothing(layer: LayerPolicy) -> bool:
+    """Does no head ever see a key?"""
+    return all(head.prefill == NOWHERE == head.decode for _, head in layer.groups)
+
+
 @lru_cache(maxsize=1024)
 def possible(layer: LayerPolicy) -> LayerPolicy:
-    """What the layer shows for some queries and keys: no choice shows more."""
+    """What the layer shows for some queries and keys; no choice shows more. Itself where it chooses nothing."""
+    if not layer.by_content:
+        return layer
     return _each_formula(layer, lambda formula: _over_outcomes(formula, Formula.__or__))
 
 
 @lru_cache(maxsize=1024)
 def certain(layer: LayerPolicy) -> LayerPolicy:
-    """What the layer shows for all queries and keys: no choice shows less."""
+    """What the layer shows for all queries and keys; no choice shows less. Itself where it chooses nothing."""
+    if not layer.by_content:
+        return layer
     return _each_formula(layer, lambda formula: _over_outcomes(formula, Formula.__and__))
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from swaa.compiler.cofactors import choices, cofactor, possible
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.layout import TokenLayout
@@ -28,7 +29,7 @@ _CELLS = 1 << 21  # query-key pairs of a dense mask at a time, where one is need
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Counts of one layer, summed over its heads.
+    """Counts of one layer, summed over its heads. Where it chooses by content, pairs are at most so many.
 
     Attributes:
         prefill_pairs: visible query-key pairs of the prompt.
@@ -138,6 +139,8 @@ def _layer_cost(layer: LayerPolicy, num_kv_heads: int, prompt_length: int, new_t
 
 
 def _count(head: HeadPolicy, layout: TokenLayout) -> int:
+    if head.by_content:
+        return _most_pairs(head, layout)
     try:
         return int(count_visible(head, layout).sum())
     except UnknownOperation as reason:
@@ -149,3 +152,19 @@ def _count(head: HeadPolicy, layout: TokenLayout) -> int:
             for start in range(0, layout.query_length, rows)
         ]
         return sum(counts)
+
+
+def _most_pairs(head: HeadPolicy, layout: TokenLayout) -> int:
+    """At most so many pairs are visible, whatever is chosen by content. Exact for a single choice alone."""
+    layer = LayerPolicy((((0,), head),), 1)
+    bound = _count(possible(layer).groups[0][1], layout)
+    made = choices(layer)
+    most = made[0].most_blocks if len(made) == 1 else None
+    if most is None:
+        return bound
+    size = made[0].block_size
+    yes, no = (cofactor(layer, (outcome,)).groups[0][1] for outcome in (True, False))
+    only_if_chosen = HeadPolicy(yes.prefill & ~no.prefill, yes.decode & ~no.decode)
+    positions = layout.query_positions_BQ
+    chosen = int((size * (positions // size).clamp(max=most) + positions % size + 1).sum())
+    return min(bound, _count(no, layout) + min(chosen, _count(only_if_chosen, layout)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from swaa.compiler.cofactors import choices
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Job, choose_kernel
@@ -12,7 +13,7 @@ from swaa.compiler.reach import receptive_field
 from swaa.compiler.runs import hides_nothing
 from swaa.compiler.shape import ModelShape
 from swaa.compiler.timing import Machine, default_machine, predict
-from swaa.policies import AttentionPolicy, bind
+from swaa.policies import AttentionPolicy, LayerPolicy, bind
 
 
 def explain(
@@ -32,7 +33,8 @@ def explain(
 
     Returns:
         JSON-able data: ``policy`` (Python), ``layers`` (one entry per distinct effective policy, with its layer
-        indices, the policy of each phase, shares of full attention's pairs and KV, and the kernel of each phase),
+        indices, the policy of each phase, shares of full attention's pairs and KV, the kernel of each phase, and
+        ``notes``: what the figures cannot say),
         ``totals`` (pairs, FLOPs, bytes, receptive field), ``time`` (predicted seconds of prefill, decode step and
         request, full attention's, and the ratios; the name of the machine), and the sizes asked about.
 
@@ -61,6 +63,7 @@ def explain(
                 "kv_share": counts.kept_keys / cost.full.kept_keys,
                 "prefill_kernel": str(choose_kernel(layer, prefill_job, kernel)),
                 "decode_kernel": str(choose_kernel(layer, decode_job, kernel)),
+                "notes": _notes(layer),
             }
         )
     return {
@@ -91,3 +94,14 @@ def explain(
             "machine": machine.name,
         },
     }
+
+
+def _notes(layer: LayerPolicy) -> list[str]:
+    """What is to be said of choices by content."""
+    names = ", ".join(repr(choice) for choice in choices(layer))
+    if not names:
+        return []
+    forever = any(head.decode.by_content for _, head in layer.groups)
+    when = "keys cannot be freed" if forever else "keys cannot be freed before the prompt ends"
+    bounds = "pairs are at most these, as what is visible depends on content; times leave the choosing out"
+    return [f"{when}: {names} chooses by content", bounds]

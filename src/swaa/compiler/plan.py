@@ -104,6 +104,8 @@ def choose_kernel(layer: LayerPolicy, job: Job, requested: str = "auto") -> Kern
         return KernelPlan(Kernel.DENSE, "one query")
     obstacle = _flex_obstacle(job)
     on_cpu = job.device_type == "cpu"
+    if layer.by_content and on_cpu:  # hardly two blocks have the same mask, which is what blockwise lives by
+        return KernelPlan(Kernel.DENSE, "chosen by content, each query for itself")
     if requested == "flex":
         if obstacle:
             raise UserError(f"kernel: 'flex' was asked for, but {obstacle}. Use kernel='auto', 'blockwise' or 'dense'.")

@@ -26,6 +26,8 @@ from swaa.policies.bound import LayerPolicy
 from swaa.policies.scores import LayerScores
 
 log = logging.getLogger(__name__)
+_DENSE_CELLS = 1 << 24
+"""Pairs of a dense mask at a time, where every head of every sample has a mask of its own."""
 _said: set[str] = set()
 _uncompilable: dict[tuple[LayerPolicy, LayerScores | None], str] = {}
 
@@ -86,8 +88,7 @@ class AttentionProgram:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
         """
         if layer.by_content and self.selection is None:
-            selection = Selection.of(layer, self.layout, query_BHQD, key_BGKD)
-            return AttentionProgram(self.layout, self.kernel, selection=selection).attend(
+            return self._attend_by_content(
                 layer,
                 query_BHQD,
                 key_BGKD,
@@ -165,6 +166,21 @@ class AttentionProgram:
         mask = self.dense_mask(layer)
         hidden = None if mask is None else self._hidden[layer]
         return dense_attention(query_BHQD, key_BGKD, value_BGKD, mask, hidden_BHQ1=hidden, **modifications)
+
+    def _attend_by_content(
+        self, layer: LayerPolicy, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, **given: Any
+    ) -> Tensor:
+        """What the layer chooses, then attention; some queries at a time where the mask is dense, to bound it."""
+        selection = Selection.of(layer, self.layout, query_BHQD, key_BGKD)
+        dense = self.kernel == "dense" or (self.kernel == "auto" and query_BHQD.device.type == "cpu")
+        batch, heads, queries, _ = query_BHQD.shape
+        step = max(1, _DENSE_CELLS // (batch * heads * key_BGKD.shape[2])) if dense else queries
+        parts = []
+        for start in range(0, queries, step):
+            some = selection.queries(start, start + step)
+            program = AttentionProgram(some.layout, "dense" if dense else self.kernel, selection=some)
+            parts.append(program.attend(layer, query_BHQD[:, :, start : start + step], key_BGKD, value_BGKD, **given))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def _job(self, layer: LayerPolicy, **facts: Any) -> Job:
         layout = self.layout

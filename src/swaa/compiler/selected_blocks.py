@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from swaa.compiler.blocks import block_mask_of, layer_verdicts, torch_block_mask
-from swaa.compiler.cofactors import cofactors
+from swaa.compiler.cofactors import cofactors, shows_nothing
 from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.kernel import MaskMod, mask_mod
 from swaa.compiler.layout import TokenLayout
@@ -52,7 +52,8 @@ def selected_block_mask(
 
 def selected_mask_mod(selection: Selection, layout: TokenLayout) -> MaskMod:
     """``mask_mod(b, h, q_index, k_index) -> bool`` over slots; the choices are looked up in their tables."""
-    rest = [(outcome, mask_mod(policy, layout)) for outcome, policy in cofactors(selection.layer)]
+    left = [(outcome, policy) for outcome, policy in cofactors(selection.layer) if not shows_nothing(policy)]
+    rest = [(outcome, mask_mod(policy, layout)) for outcome, policy in left]
     tables = [padded_to(chosen, layout.query_length, layout.key_length) for chosen in selection.chosen]
     tables = [(table, key_RK.clamp(min=0)) for table, key_RK in tables]
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swaa.compiler.cofactors import choices, cofactors
+from swaa.compiler.cofactors import choices, cofactors, shows_nothing
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.errors import UserError
@@ -106,6 +106,12 @@ class BlockNumbers:
         return ones.new_zeros(len(into_RK), self.count + 1).scatter_add_(1, into_RK, ones)[:, : self.count]
 
     @functools.cached_property
+    def in_order(self) -> bool:
+        """Are the keys those of positions 0, 1, 2, … in every sample? Then a table need not be looked up key by key."""
+        straight_K = torch.arange(self.key_RK.shape[-1], device=self.key_RK.device) // self.size
+        return bool((self.key_RK == straight_K).all())
+
+    @functools.cached_property
     def lacks_keys(self) -> bool:
         """Is there a block, complete for some query, of which a key is not there?"""
         incomplete_RN = self.tokens_RN != self.size
@@ -135,7 +141,10 @@ class Chosen:
 
     def dense(self) -> Tensor:
         """Whether the key of each slot stands in a chosen block, bool [B, H, Q, K]."""
-        return at_keys(self.table_BHQN, self.numbers.key_RK.clamp(min=0))
+        numbers = self.numbers
+        if numbers.in_order:
+            return self.table_BHQN.repeat_interleave(numbers.size, -1)[..., : numbers.key_RK.shape[-1]]
+        return at_keys(self.table_BHQN, numbers.key_RK.clamp(min=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +178,20 @@ class Selection:
                 chosen.append(_choose(policy, numbers[policy.block_size], query_BHQD, key_BGKD))
             return cls(layer, layout, tuple(chosen))
 
+    def queries(self, start: int, stop: int) -> Selection:
+        """The choices of some of the queries."""
+        if start == 0 and stop >= self.layout.query_length:
+            return self
+        chosen = tuple(replace(one, table_BHQN=one.table_BHQN[:, :, start:stop]) for one in self.chosen)
+        return Selection(self.layer, self.layout.queries(start, stop), chosen)
+
     def dense_mask(self) -> Tensor:
         """Which query sees which key, bool [B, H, Q, K]."""
         choice_masks = [chosen.dense() for chosen in self.chosen]
         parts = (
-            dense_mask(rest, self.layout) & matching(choice_masks, outcome) for outcome, rest in cofactors(self.layer)
+            dense_mask(rest, self.layout) & matching(choice_masks, outcome)
+            for outcome, rest in cofactors(self.layer)
+            if not shows_nothing(rest)
         )
         return functools.reduce(operator.or_, parts)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from swaa.compiler.cofactors import possible
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.layout import TokenLayout
@@ -348,7 +349,7 @@ def _block_pairs(layer: LayerPolicy, length: int, size: tuple[int, int]) -> floa
     """Pairs in the blocks that hold a visible one, over all heads."""
     layout = TokenLayout.contiguous(length, prompt_lengths=length)
     blocks = 0
-    for heads, head in layer.groups:
+    for heads, head in possible(layer).groups:
         try:
             blocks += len(heads) * int(block_verdicts(head, layout, size).visible_BMN.sum())
         except UnknownOperation:  # every causal block is looked at

@@ -113,7 +113,7 @@ class PolicyLayer(DynamicLayer):
         self, part: KeyPart, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, kernel: str, **options: Any
     ) -> Tensor:
         device = query_BHQD.device
-        if query_BHQD.shape[2] == 1:
+        if query_BHQD.shape[2] == 1 and not part.heads.policy.by_content:
             return dense_attention(query_BHQD, key_BGKD, value_BGKD, self._books.mask(part.table, device), **options)
         program = self._books.program(part.table, device, kernel)
         return program.attend(part.heads.policy, query_BHQD, key_BGKD, value_BGKD, **options)

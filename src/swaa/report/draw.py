@@ -117,6 +117,7 @@ def _title(picture: Mapping[str, Any]) -> list[str]:
     where = f"layers {index_runs(picture['layers'])}"
     if picture["heads"] is not None:
         where += f", heads {index_runs(picture['heads'])}"
+    notes = [picture["note"]] if picture.get("note") else []
     if picture["prefill"] == picture["decode"]:
-        return [where, picture["prefill"]]
-    return [where, f"prefill: {picture['prefill']}", f"decode: {picture['decode']}"]
+        return [where, picture["prefill"], *notes]
+    return [where, f"prefill: {picture['prefill']}", f"decode: {picture['decode']}", *notes]

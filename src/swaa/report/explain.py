@@ -37,6 +37,9 @@ def _layers(data: Mapping[str, Any]) -> Table:
             _percent(layer["decode_pair_share"]),
             _percent(layer["kv_share"]),
         )
+    notes = [f"layers {index_runs(layer['layers'])}: {note}" for layer in data["layers"] for note in layer["notes"]]
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
