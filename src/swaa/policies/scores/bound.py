@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from swaa.errors import UserError
 from swaa.policies.scores.base import Mods, ScoreMod, Scores
 from swaa.policies.scores.sink_logits import SinkLogits
+from swaa.policies.selector import NOTHING, IndexSet
 
 Groups = tuple[tuple[tuple[int, ...], Mods], ...]
 
@@ -96,11 +97,12 @@ def bind_scores(scores: Scores, num_layers: int, num_heads: int) -> tuple[LayerS
         UserError: a layer or head that they name does not exist in this model; a table of values has not one for each
             head; two learned sink logits share a head.
     """
-    mods_of_layer: dict[int, LayerScores] = {}
+    _check_places(scores, num_layers, num_heads)
+    layers: dict[int, LayerScores] = {}
     for where, split in scores.form.cells:
         mods_of: dict[int, Mods] = {}
         for heads, mods in split.cells:
-            mods_of.update(dict.fromkeys(heads.indices(num_heads, kind="head", may_be_empty=not mods), mods))
+            mods_of.update(dict.fromkeys(heads.indices(num_heads, kind="head", may_be_empty=True), mods))
         layer = LayerScores(_regrouped(mods_of), tuple(range(num_heads)), num_heads)
         for head, learned in enumerate(layer.learned_sinks):
             if len(learned) > 1:
@@ -110,9 +112,21 @@ def bind_scores(scores: Scores, num_layers: int, num_heads: int) -> tuple[LayerS
                 )
         for _, mods in layer.groups:
             layer.bound(mods)  # refuses tables of the wrong length
-        chosen = where.indices(num_layers, kind="layer", may_be_empty=layer.is_nothing)
-        mods_of_layer.update(dict.fromkeys(chosen, layer))
-    return tuple(mods_of_layer[index] for index in range(num_layers))
+        layers.update(dict.fromkeys(where.indices(num_layers, kind="layer", may_be_empty=True), layer))
+    return tuple(layers[index] for index in range(num_layers))
+
+
+def _check_places(scores: Scores, num_layers: int, num_heads: int) -> None:
+    """Refuse a modification that holds nowhere in this model."""
+    places: dict[ScoreMod, tuple[IndexSet, IndexSet]] = {}
+    for layers, split in scores.form.cells:
+        for heads, mods in split.cells:
+            for mod in mods:
+                before = places.get(mod, (NOTHING, NOTHING))
+                places[mod] = (before[0] | layers, before[1] | heads)
+    for layers, heads in places.values():
+        layers.indices(num_layers, kind="layer")
+        heads.indices(num_heads, kind="head")
 
 
 @lru_cache(maxsize=1024)
