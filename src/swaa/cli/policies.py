@@ -6,8 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from swaa.cli.audit import add_audit_options, run_audit
 from swaa.cli.common import add_plugins, make_console
-from swaa.errors import invalid
+from swaa.errors import UserError, invalid
 
 if TYPE_CHECKING:
     from swaa.cli.common import Subparsers
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def add_explain(subparsers: Subparsers) -> None:
-    """``swaa explain POLICY``"""
-    parser = subparsers.add_parser("explain", help="say what a policy shows, costs and keeps on a model")
-    _add_policy(parser)
-    parser.add_argument("--seq-len", type=int, default=8192, metavar="S", help="tokens of the prompt (default: 8192)")
+    """``swaa explain POLICY``, ``swaa explain [POLICY] --audit MODEL``"""
+    parser = subparsers.add_parser("explain", help="say what a policy shows, costs and keeps on a model, or audit one")
+    _add_policy(parser, optional=True)
+    seq_len_help = "tokens of the prompt (default: 8192); of an audit, all tokens (default: what shows the policy)"
+    parser.add_argument("--seq-len", type=int, metavar="S", help=seq_len_help)
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens generated (default: 64)")
     model = parser.add_argument_group("the model", "a name, or sizes (those of the default model where not given)")
     model.add_argument("--model", metavar="NAME", help="a name of the catalogue, a folder or a hub id")
@@ -31,11 +33,16 @@ def add_explain(subparsers: Subparsers) -> None:
     parser.add_argument("--kernel", default="auto", help="auto, flex, blockwise or dense")
     parser.add_argument("--machine", metavar="FILE", help="a bench.json of 'swaa bench': times are predicted with it")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_audit_options(parser)
     parser.set_defaults(handler=explain, layers=None, heads=None)
 
 
 def explain(args: argparse.Namespace) -> int:
     """Print the effective policy of every layer and phase, its cost, and the time it takes."""
+    if args.audit is not None:
+        return run_audit(args, None if args.policy is None else _policy(args))
+    if args.policy is None:
+        raise UserError("POLICY: this is missing. Give a policy, or --audit MODEL for the one that a model declares.")
     policy = _policy(args)
     from swaa.compiler.explain import explain
     from swaa.compiler.timing import Machine
@@ -43,7 +50,7 @@ def explain(args: argparse.Namespace) -> int:
     data = explain(
         policy,
         _shape(args),
-        args.seq_len,
+        8192 if args.seq_len is None else args.seq_len,
         args.new_tokens,
         device_type=args.device,
         kernel=args.kernel,
@@ -112,8 +119,9 @@ def draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_policy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("policy", metavar="POLICY", help="for example 'SlidingWindow(128) | SinkTokens(4)'")
+def _add_policy(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    policy_help = "for example 'SlidingWindow(128) | SinkTokens(4)'"
+    parser.add_argument("policy", metavar="POLICY", help=policy_help, nargs="?" if optional else None)
     parser.add_argument("--layers", type=int, default=30, metavar="L", help="layers of the model (default: 30)")
     parser.add_argument("--heads", type=int, default=9, metavar="H", help="query heads of a layer (default: 9)")
     add_plugins(parser)

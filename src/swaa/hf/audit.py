@@ -8,8 +8,8 @@ Shape suffixes: L probed layers, S slots, N probed keys, H query heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ from swaa.hf.audit_probe import Disturbance, Influence, Precision, influence
 from swaa.hf.spec import saved_policy, text_config
 from swaa.policies import AttentionPolicy, FullAttention, LayerPolicy, parse_policy
 
-_REPEATS = (16.0, -16.0, 256.0, -256.0)
-"""Strengths of the noise in the runs that look again at keys where something differed."""
+_LOOKS = (Disturbance(16, 0), Disturbance(-16, 0), Disturbance(256, 1), Disturbance(-256, 1))
+"""The runs over a key, as long as something differs there. Noise comes in pairs of either sign, on the same text: one
+of the two raises the key's score, wherever scores are linear in the key."""
+Look = Callable[[Sequence[int], Disturbance], Influence]
 _NAMED = 4
 """Differences of a layer that are named one by one."""
 
@@ -160,7 +162,7 @@ def audit(
             saved on it, if any, and the architecture's masks.
         seq_len: tokens of the text. By default enough for the declared masks to show, 512 at most.
         prompt_len: tokens of these that are the prompt. By default all but 16.
-        num_keys: keys to probe. By default all of up to 48 tokens, and else 24: at edges of the mask, and random ones.
+        num_keys: keys to probe. By default all of up to 48 tokens, and else 16: at edges of the mask, and random ones.
         seed: of the text, of the noise and of the random keys.
         dtype: that attention is computed in: float64, or float32 for a kernel that knows no other.
 
@@ -180,8 +182,8 @@ def audit(
     sample = sample_of([layers[index] for index in indices], seq_len, prompt_len, num_keys, most, seed)
     precision = Precision(dtype)
 
-    def look(keys: Sequence[int], strength: float, run: int) -> Influence:
-        noise = Disturbance(strength, seed + run)
+    def look(keys: Sequence[int], noise: Disturbance) -> Influence:
+        noise = replace(noise, seed=noise.seed + seed)
         return influence(base, places, keys, sample.length, sample.prompt_length, noise, precision)
 
     with precision.inside(base, places):
@@ -210,28 +212,28 @@ def _declared(config: Any, given: AttentionPolicy | str | Mapping[str, Any] | No
     return (saved, "the policy on the model's config") if saved else (FullAttention(), "the model's config")
 
 
-def _differing(look: Any, visible_LSHN: Tensor, sample: Sample) -> tuple[Tensor, float]:
+def _differing(look: Look, visible_LSHN: Tensor, sample: Sample) -> tuple[Tensor, float]:
     """Where influence and declaration differ for good, bool [L, S, H, N], and the error of the arithmetic.
 
-    An influence has to show in a second run, over other tokens and with other noise: a rounding that tipped over would
-    not. That there is none has to hold in all runs: the noise grows, in both directions, so that one of them raises the
-    key's score, and a key of hardly any weight shows, too.
+    A key without influence has to have none in all looks, so that one of hardly any weight shows, too. Influence has to
+    show on another text and with other noise as well, where a rounding that tipped over would not.
     """
-    first = look(sample.keys, 1.0, 0)
-    wrong = (first.seen_LSHN != visible_LSHN) & sample.compared_SN.unsqueeze(1)
-    missing, leaks = wrong & visible_LSHN, wrong & ~visible_LSHN
-    error = first.error
-    for run, strength in enumerate(_REPEATS, start=1):
-        doubtful = (missing | leaks if run == 1 else missing).flatten(0, 2).any(0)
-        columns = doubtful.nonzero().squeeze(-1)
+    first, *others = _LOOKS
+    found = look(sample.keys, first)
+    wrong = (found.seen_LSHN != visible_LSHN) & sample.compared_SN.unsqueeze(1)
+    missing, leaks, error = wrong & visible_LSHN, wrong & ~visible_LSHN, found.error
+    sure = torch.zeros_like(leaks)
+    for noise in others:
+        doubtful = missing | leaks & ~sure if noise.seed != first.seed else missing
+        columns = doubtful.flatten(0, 2).any(0).nonzero().squeeze(-1)
         if not len(columns):
-            break
-        again = look([sample.keys[column] for column in columns.tolist()], strength, run)
+            continue
+        again = look([sample.keys[column] for column in columns.tolist()], noise)
         error = max(error, again.error)
         missing[..., columns] &= ~again.seen_LSHN
-        if run == 1:
-            leaks[..., columns] &= again.seen_LSHN
-    return missing | leaks, error
+        if noise.seed != first.seed:
+            sure[..., columns] |= leaks[..., columns] & again.seen_LSHN
+    return missing | sure, error
 
 
 def _verdicts(

@@ -23,7 +23,7 @@ MOST_BY_DEFAULT = 512
 """Tokens of the longest audit that nobody asked for."""
 ALL_KEYS_UP_TO = 48
 """Tokens up to which every key is probed by default."""
-KEYS_BY_DEFAULT = 24
+KEYS_BY_DEFAULT = 16
 _DECODED = 16
 
 
@@ -83,8 +83,9 @@ def native_masks(config: Any) -> list[Predicate | None]:
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None and getattr(config, "attention_layers", None):  # GPT-Neo's names
-        kinds, window = ["sliding_attention" if kind == "local" else kind for kind in config.attention_layers], (
-            config.window_size
+        kinds, window = (
+            ["sliding_attention" if kind == "local" else kind for kind in config.attention_layers],
+            (config.window_size),
         )
     if kinds is None:
         kinds = ["sliding_attention" if window else "chunked_attention"] * config.num_hidden_layers
@@ -140,7 +141,7 @@ def fitting(layers: Sequence[LayerPolicy]) -> int:
 
 
 def _telling(layers: Sequence[LayerPolicy], whole: Sample, number: int, seed: int) -> tuple[int, ...]:
-    """Keys on either side of an edge of a declared mask, first those at which most queries have one; then random ones."""
+    """Keys beside an edge of a declared mask, first those at which most queries have one; a third are random."""
     length, prompt = whole.length, whole.prompt_length
     spread = torch.linspace(0, length - 1, 8).long()
     queries = torch.cat([spread, torch.tensor([prompt - 1, min(prompt, length - 1)])]).unique()

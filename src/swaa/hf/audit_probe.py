@@ -1,12 +1,12 @@
 """One probing run: the model generates for a batch of equal rows, of which each but two has one key disturbed.
 
-Row 0 is clean, row 1 as well: how far it is from row 0 is the error of the arithmetic. In row 2 + n the attention input
-of key ``keys[n]`` is disturbed, in every layer. What the heads give, seen at the input of the output projection, differs
-from row 0's just where that key has influence. The attention module's own output is then overwritten with row 0's, and
-its input before that: every layer is probed alone, and the cached keys of a row differ from row 0's at that one key.
+Row 0 is clean, row 1 as well: how far it is from row 0 is the error of the arithmetic. In row 2 + n the attention
+input of key ``keys[n]`` is disturbed, in every layer. What the heads give, seen at the input of the output projection,
+differs from row 0's just where that key has influence. The attention module's own output is then overwritten with row
+0's, and its input before that: every layer is probed alone, and a row's cached keys differ from row 0's at that key.
 
-The rows go through the model's own ``generate()``: its masks, its attention, its cache, its phases. Attention modules alone
-run in another precision (float64, as a rule); what goes in and comes out is converted.
+The rows go through the model's own ``generate()``: its masks, its attention, its cache, its phases. Attention modules
+alone run in another precision (float64, as a rule); what goes in and comes out is converted.
 
 Shape suffixes: B rows (2 + keys), N keys, T tokens of a pass, S all slots, H query heads, E hidden size.
 """
@@ -68,7 +68,7 @@ class Precision:
     def inside(self, base: nn.Module, places: Sequence[AttentionPlace]) -> Iterator[None]:
         """The model in eval mode, its attention modules in this precision; all restored to the bit afterwards.
 
-        In place, because a copy would leave behind the hooks that its user has set up. The tensors are kept, not copied.
+        In place, because a copy would leave behind hooks that its user has set up. The tensors are kept, not copied.
         """
         tensors = [one for place in places for one in (*place.module.parameters(), *place.module.buffers())]
         kept = [(one, one.data) for one in {id(one): one for one in tensors}.values() if one.is_floating_point()]
@@ -186,7 +186,9 @@ class _Listener:
         self.error = max(self.error, error)
         if error > _UNSTEADY:
             raise self._unfit(f"gives equal rows different outputs (by {error:.1e}): it is random, or mixes rows")
-        seen_NTH = ~(distance_BTH[CLEAN_ROWS:] <= max(self._precision.floor, 16 * error))  # what is no number any more was seen
+        seen_NTH = ~(
+            distance_BTH[CLEAN_ROWS:] <= max(self._precision.floor, 16 * error)
+        )  # what is no number any more was seen
         self.seen_SHN[self._begin : self._end] = seen_NTH.movedim(0, -1).cpu()
 
     def _unfit(self, what: str) -> UserError:
@@ -246,8 +248,9 @@ def _generate(base: PreTrainedModel, rows: int, prompt_length: int, length: int,
     if settings.pad_token_id is None:
         settings.pad_token_id = 0  # no row ends early: it is asked for, and not used
     ids_BP = prompt_1P.expand(rows, -1).contiguous().to(base.device)
+    generate: Any = base.generate
     with torch.no_grad():
-        base.generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=settings)
+        generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=settings)
 
 
 def _tokens(base: PreTrainedModel, number: int, seed: int) -> Tensor:
@@ -275,5 +278,5 @@ def _rows_at_once(base: PreTrainedModel, prompt_length: int, length: int) -> int
     scores = 3 * config.num_attention_heads * prompt_length**2
     states = prompt_length * (12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 0))
     cached = 2 * config.num_hidden_layers * length * config.hidden_size
-    row = 8 * (scores + states + cached + config.vocab_size)
+    row: int = 8 * (scores + states + cached + config.vocab_size)
     return max(1, _BUDGET // row - CLEAN_ROWS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +62,11 @@ def load(
     """
     torch_dtype, torch_device = _dtype(dtype), _device(device)
     source = model_source(name_or_path)
-    auto_model: Any = AutoModelForCausalLM  # its signature does not know output_loading_info's second value
-    try:
+    with _explaining(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, padding_side="left", trust_remote_code=trust_remote_code
         )
-        with mark_expected():
-            model, loading = auto_model.from_pretrained(
-                source, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _explained(error, source) from error
-    _refuse_random_weights(loading["missing_keys"], source)
+    model = _weights(source, dtype=torch_dtype, trust_remote_code=trust_remote_code)
     _ensure_pad_token(tokenizer, model, source)
     model = model.to(torch_device).eval()
     spec = read_spec(model.config) or {}
@@ -81,6 +75,42 @@ def load(
         options = {name: spec[name] for name in ("kernel", "evict") if name in spec}
         apply_policy(model, policy, **(options if kernel is None else options | {"kernel": kernel}))
     return model, tokenizer
+
+
+def load_plain(
+    name_or_path: str | Path, *, device: str | torch.device = "auto", attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A causal language model in eval mode as transformers alone loads it: a policy saved with it stays off.
+
+    Args:
+        name_or_path: as in :func:`load`.
+        device: as in :func:`load`.
+        attn_implementation: one of transformers' own, such as ``"eager"``; None is transformers' choice.
+
+    Raises:
+        UserError: the model is not there, can't be reached, is damaged or incomplete, or lacks this implementation.
+    """
+    torch_device = _device(device)
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    model: PreTrainedModel = _weights(model_source(name_or_path), dtype="auto", **options).to(torch_device).eval()
+    return model
+
+
+def _weights(source: str, **options: Any) -> Any:
+    auto_model: Any = AutoModelForCausalLM  # its signature does not know output_loading_info's second value
+    with _explaining(source), mark_expected():
+        model, loading = auto_model.from_pretrained(source, output_loading_info=True, **options)
+    _refuse_random_weights(loading["missing_keys"], source)
+    return model
+
+
+@contextmanager
+def _explaining(source: str) -> Iterator[None]:
+    """Tells what transformers raises inside as the user's mistake."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _explained(error, source) from error
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
