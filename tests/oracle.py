@@ -74,6 +74,8 @@ ATOMS: dict[str, Callable[..., bool]] = {
     "FullAttention": lambda q, k: True,
     "SlidingWindow": lambda q, k, size: k in range(q - size + 1, q + 1),
     "SinkTokens": lambda q, k, count: k in range(count),
+    "BidirectionalPrefix": lambda q, k, count: {q, k} <= set(range(count)),
+    "BidirectionalPrompt": lambda q, k: True,
     "Chunked": lambda q, k, size: any(q in chunk and k in chunk for chunk in _chunks(q, size)),
     "Dilated": lambda q, k, step: k in range(q, -1, -step),
     "Striped": lambda q, k, period, width: k - period * (k // period) < width,

@@ -6,6 +6,8 @@ from swaa.errors import UserError
 from swaa.policies import (
     AShape,
     AttentionPolicy,
+    BidirectionalPrefix,
+    BidirectionalPrompt,
     BigBird,
     BlockWindow,
     ChunkedAttention,
@@ -23,6 +25,7 @@ from swaa.policies import (
     LogSparse,
     Longformer,
     Predicate,
+    PrefixLM,
     RandomBlocks,
     RandomKeys,
     SinkTokens,
@@ -55,6 +58,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AShape",
     "AttentionPolicy",
+    "BidirectionalPrefix",
+    "BidirectionalPrompt",
     "BigBird",
     "BlockWindow",
     "ChunkedAttention",
@@ -74,6 +79,7 @@ __all__ = [
     "PolicyCache",
     "PolicyHandle",
     "Predicate",
+    "PrefixLM",
     "RandomBlocks",
     "RandomKeys",
     "SinkTokens",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from swaa.compiler.evaluate import check_predicates, evaluate_phases
+from swaa.compiler.evaluate import check_predicates, evaluate_ahead, evaluate_phases
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.bound import LayerPolicy
 
@@ -19,11 +19,16 @@ def dense_mask(layer: LayerPolicy, layout: TokenLayout) -> Tensor:
     check_predicates(layer)
     q_BQ1 = layout.query_positions_BQ.unsqueeze(-1)
     k_B1K = layout.key_positions_BK.unsqueeze(-2)
-    bound_BQK = (k_B1K >= 0) & (k_B1K <= q_BQ1)
+    own_BQK = k_B1K >= 0
     if layout.query_documents_BQ is not None and layout.key_documents_BK is not None:
-        bound_BQK = bound_BQK & (layout.query_documents_BQ.unsqueeze(-1) == layout.key_documents_BK.unsqueeze(-2))
+        own_BQK = own_BQK & (layout.query_documents_BQ.unsqueeze(-1) == layout.key_documents_BK.unsqueeze(-2))
+    bound_BQK = own_BQK & (k_B1K <= q_BQ1)
     decodes_BQ1 = layout.query_decodes_BQ.unsqueeze(-1)
     masks = [bound_BQK & evaluate_phases(*head.formulas, q_BQ1, k_B1K, decodes_BQ1) for _, head in layer.groups]
+    if layer.looks_ahead:
+        limits_BQ1 = layout.query_limits_BQ.unsqueeze(-1)
+        ahead = [evaluate_ahead(head.prefill.beyond, q_BQ1, k_B1K, limits_BQ1) for _, head in layer.groups]
+        masks = [mask | (own_BQK & later) for mask, later in zip(masks, ahead, strict=True)]
     if not layer.by_head:
         shared: Tensor = masks[0].unsqueeze(1)
         return shared

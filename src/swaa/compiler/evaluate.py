@@ -33,8 +33,20 @@ def evaluate(formula: Formula, q: Tensor | Interval, k: Tensor | Interval) -> An
     return union
 
 
+def evaluate_ahead(beyond: Formula, q: Any, k: Any, limits: Any) -> Any:
+    """The truth of what is seen ahead (``Formula.beyond``), with ``limits`` telling how far each query may look.
+
+    It does not ask for ``k > q``: what is seen ahead is seen of earlier keys, too (see :class:`Formula`). That keeps
+    the blocks on the diagonal from being undecided.
+    """
+    return evaluate(beyond, q, k) & (k < limits)
+
+
 def _truth(predicate: Predicate, q: Any, k: Any) -> Any:
     """What the predicate returns, checked: of numbers, ``~`` and ``&`` would quietly take the bits."""
+    if predicate.by_content and isinstance(q, Interval):
+        known = q >= k
+        return Verdict(torch.ones_like(known.may), torch.zeros_like(known.must))  # it depends
     value: Any = predicate.visible(q, k)
     if isinstance(value, (bool, Verdict)) or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return value

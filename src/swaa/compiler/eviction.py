@@ -96,7 +96,7 @@ class KeyTable:
         self._count: int | None = 0
         """Keys held, where they are those of the first positions in order; else None, and then positions are kept."""
         self._positions_RC = torch.empty(1, 0, dtype=torch.long)
-        self._may_drop = all(head.decode != EVERYWHERE for _, head in policy.groups)
+        self._may_drop = all(head.decode != EVERYWHERE and not head.decode.by_content for _, head in policy.groups)
         self._complete_from_R: Tensor | None = None
         """Queries from here on find all that they may see; None while nothing has been dropped."""
         self._step: Step | None = None
@@ -152,7 +152,8 @@ class KeyTable:
                 )
             else:
                 keys_RK = self._positions_RC[:, : self._write.used]
-                self._layout = TokenLayout(step.positions_RQ, keys_RK, step.decodes_RQ)
+                ends = None if step.prompt_R is None else step.prompt_R.unsqueeze(-1)
+                self._layout = TokenLayout(step.positions_RQ, keys_RK, step.decodes_RQ, prompt_ends=ends)
         return self._layout
 
     def mask(self, step: Step) -> Tensor | None:
@@ -203,8 +204,9 @@ class KeyTable:
     def check_new_prompt(self, grows: bool, shrinks: bool) -> None:
         """Refuse another end of the prompt where tokens that change their phase may see what has been dropped."""
         for _, head in self.policy.groups:
-            both = head.prefill & head.decode
-            if self.has_dropped and ((grows and both != head.prefill) or (shrinks and both != head.decode)):
+            prefill = head.prefill.causal  # what has been dropped lies behind
+            both = prefill & head.decode
+            if self.has_dropped and ((grows and both != prefill) or (shrinks and both != head.decode)):
                 raise UserError(
                     f"prompt_lengths: the prompt now ends elsewhere, and keys have been dropped that only "
                     f"{'prompt' if grows else 'answer'} tokens may see (prompt: {self.policy.describe('prefill')}; "

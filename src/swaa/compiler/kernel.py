@@ -7,13 +7,15 @@ past torch's recompile limit FlexAttention runs unfused. Tensors are arguments, 
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from swaa.compiler.evaluate import check_predicates, evaluate_phases
+from swaa.compiler.evaluate import check_predicates, evaluate_ahead, evaluate_phases
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.base import Predicate
 from swaa.policies.boolean import Formula
@@ -31,11 +33,13 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
         (_membership(heads, layer.num_heads, device), with_tensors(head.formulas, device))
         for heads, head in layer.groups
     ]
+    beyond = [_formula_with_tensors(head.prefill.beyond, device) for _, head in layer.groups]
     # int64, as in the other readings: in int32 a product of positions wraps around, and the kernels would disagree
     query_positions_BQ, key_positions_BK = layout.query_positions_BQ, layout.key_positions_BK
     decodes_BQ = layout.query_decodes_BQ
     query_documents_BQ, key_documents_BK = layout.query_documents_BQ, layout.key_documents_BK
-    by_phase, by_head = layer.by_phase, layer.by_head
+    limits_BQ = layout.query_limits_BQ if layer.looks_ahead else None
+    by_phase = any(decode is not None for _, (_, decode) in groups)
     tables = {len(table) for table in (query_positions_BQ, key_positions_BK, decodes_BQ)}
     per_sample = tables != {1}
     if per_sample:  # every table gets all rows, so that one index serves
@@ -43,6 +47,7 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
         query_positions_BQ = query_positions_BQ.expand(batch, -1).contiguous()
         key_positions_BK = key_positions_BK.expand(batch, -1).contiguous()
         decodes_BQ = decodes_BQ.expand(batch, -1).contiguous()
+        limits_BQ = None if limits_BQ is None else limits_BQ.expand(batch, -1).contiguous()
         if query_documents_BQ is not None and key_documents_BK is not None:
             query_documents_BQ = query_documents_BQ.expand(batch, -1).contiguous()
             key_documents_BK = key_documents_BK.expand(batch, -1).contiguous()
@@ -51,17 +56,22 @@ def mask_mod(layer: LayerPolicy, layout: TokenLayout) -> MaskMod:
         row = b if per_sample else torch.zeros_like(b)
         q = query_positions_BQ[row, q_index]
         k = key_positions_BK[row, k_index]
-        bound = (k >= 0) & (k <= q)
+        own = k >= 0
         if query_documents_BQ is not None and key_documents_BK is not None:
-            bound = bound & (query_documents_BQ[row, q_index] == key_documents_BK[row, k_index])
+            own = own & (query_documents_BQ[row, q_index] == key_documents_BK[row, k_index])
+        bound = own & (k <= q)
         decodes = decodes_BQ[row, q_index] if by_phase else None
-        if not by_head:
-            seen: Tensor = bound & evaluate_phases(*groups[0][1], q, k, decodes)
-            return seen
-        chosen = torch.zeros_like(bound)
-        for membership, formulas in groups:
-            chosen = chosen | (membership[h] & evaluate_phases(*formulas, q, k, decodes))
-        return bound & chosen
+        seen: Tensor = bound & of_head(h, [evaluate_phases(*formulas, q, k, decodes) for _, formulas in groups])
+        if limits_BQ is not None:
+            limits = limits_BQ[row, q_index]
+            seen = seen | (own & of_head(h, [evaluate_ahead(ahead, q, k, limits) for ahead in beyond]))
+        return seen
+
+    def of_head(h: Tensor, truths: list[Any]) -> Any:
+        if len(truths) == 1:
+            return truths[0]
+        chosen = [membership[h] & truth for (membership, _), truth in zip(groups, truths, strict=True)]
+        return functools.reduce(operator.or_, chosen)
 
     return visible
 

@@ -21,6 +21,9 @@ from swaa.errors import invalid
 PADDING = -1
 """The logical position of a slot that holds no token."""
 
+_FAR = 1 << 40
+"""A position beyond every context."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
@@ -31,6 +34,10 @@ class TokenLayout:
         key_positions_BK: the same for keys.
         query_decodes_BQ: bool, True for queries of the decode phase. Prompt lengths make it monotone in the position;
             :meth:`with_decodes` need not.
+        prompt_ends: the logical position at which a query's prompt ends, one int or a tensor that broadcasts to [B, Q];
+            None where all is prefill. Only queries that look ahead need it, and phases cannot replace it: an answer's
+            last token is never fed back, so an answer of one token has none that decodes.
+        token_end: the position behind the last query, where that is known: slots of keys from there on are not filled.
         query_documents_BQ: int64 number of the packed document, or None where a sample is one document.
         key_documents_BK: the same for keys.
         is_square: queries and keys are the same tokens, without padding or documents: plain causal kernels fit.
@@ -42,6 +49,8 @@ class TokenLayout:
     query_documents_BQ: Tensor | None = None
     key_documents_BK: Tensor | None = None
     is_square: bool = False
+    prompt_ends: Tensor | int | None = None
+    token_end: int | None = None
 
     @classmethod
     def contiguous(
@@ -64,7 +73,8 @@ class TokenLayout:
         queries_1Q = offset + torch.arange(query_length, device=device).unsqueeze(0)
         keys_1K = key_offset + torch.arange(keys, device=device).unsqueeze(0)
         layout = cls._with_phase(queries_1Q, keys_1K, prompt_lengths)
-        return replace(layout, is_square=offset == key_offset and query_length == keys)
+        is_square = offset == key_offset and query_length == keys
+        return replace(layout, is_square=is_square, token_end=offset + query_length)
 
     @classmethod
     def padded(
@@ -112,6 +122,7 @@ class TokenLayout:
         documents_BQ = begins_BQ.long().cumsum(-1) - 1
         starts_BQ = torch.where(begins_BQ, torch.arange(positions_BQ.shape[-1], device=positions_BQ.device), 0)
         logical_BQ = torch.arange(positions_BQ.shape[-1], device=positions_BQ.device) - starts_BQ.cummax(-1).values
+        ends: Tensor | int | None
         if isinstance(prompt_lengths, Tensor) and prompt_lengths.dim() == 2:
             if prompt_lengths.shape[-1] <= int(documents_BQ.max()):
                 raise invalid(
@@ -121,24 +132,40 @@ class TokenLayout:
                     mend="Pad short rows with 0.",
                 )
             lengths_BD = prompt_lengths.to(documents_BQ.device)
-            lengths_BQ = lengths_BD.gather(-1, documents_BQ.expand(len(lengths_BD), -1))
-            decodes_BQ = logical_BQ >= lengths_BQ
+            ends = lengths_BD.gather(-1, documents_BQ.expand(len(lengths_BD), -1))
         else:
-            decodes_BQ = _decodes(logical_BQ, prompt_lengths)
-        return cls(logical_BQ, logical_BQ, decodes_BQ, documents_BQ, documents_BQ)
+            ends = _ends(prompt_lengths, positions_BQ.device)
+        decodes_BQ = _decodes(logical_BQ, ends)
+        return cls(logical_BQ, logical_BQ, decodes_BQ, documents_BQ, documents_BQ, prompt_ends=ends)
 
     @classmethod
     def _with_phase(cls, queries_BQ: Tensor, keys_BK: Tensor, prompt_lengths: Tensor | int | None) -> TokenLayout:
-        decodes_BQ = _decodes(queries_BQ, prompt_lengths)
-        return cls(queries_BQ, keys_BK, decodes_BQ)
+        ends = _ends(prompt_lengths, queries_BQ.device)
+        return cls(queries_BQ, keys_BK, _decodes(queries_BQ, ends), prompt_ends=ends)
 
     def with_decodes(self, decodes_BQ: Tensor) -> TokenLayout:
         """The same layout with the phase said query by query, as samples of several turns need it.
 
+        Nothing looks ahead in it: phases do not tell where a prompt ends.
+
         Args:
             decodes_BQ: bool, one row for all samples or [B, Q]; slots that hold no token count as prefill.
         """
-        return replace(self, query_decodes_BQ=decodes_BQ.to(self.device) & (self.query_positions_BQ >= 0))
+        decodes_BQ = decodes_BQ.to(self.device) & (self.query_positions_BQ >= 0)
+        return replace(self, query_decodes_BQ=decodes_BQ, prompt_ends=0)
+
+    @property
+    def query_limits_BQ(self) -> Tensor:
+        """int64: each query may look ahead to keys before this position; 0 where it may not. Worked out when asked.
+
+        A prompt's queries may look as far as their own prompt goes, those that decode nowhere.
+        """
+        positions_BQ = self.query_positions_BQ
+        limits = torch.where((positions_BQ >= 0) & ~self.query_decodes_BQ, _FAR, 0)
+        for end in (self.prompt_ends, self.token_end):
+            if end is not None:
+                limits = limits.minimum(torch.as_tensor(end, device=self.device))
+        return limits
 
     @property
     def batch_size(self) -> int:
@@ -169,6 +196,7 @@ class TokenLayout:
             query_decodes_BQ=self.query_decodes_BQ.to(device),
             query_documents_BQ=_changed(self.query_documents_BQ, lambda table: table.to(device)),
             key_documents_BK=_changed(self.key_documents_BK, lambda table: table.to(device)),
+            prompt_ends=self.prompt_ends.to(device) if isinstance(self.prompt_ends, Tensor) else self.prompt_ends,
         )
 
     def queries(self, start: int, stop: int) -> TokenLayout:
@@ -179,6 +207,8 @@ class TokenLayout:
             self.query_decodes_BQ[:, start:stop],
             _changed(self.query_documents_BQ, lambda table: table[:, start:stop]),
             self.key_documents_BK,
+            prompt_ends=self._ends_of(lambda table: table[:, start:stop]),
+            token_end=self.token_end,
         )
 
     def pad_to(self, query_length: int, key_length: int) -> TokenLayout:
@@ -192,16 +222,24 @@ class TokenLayout:
             F.pad(self.query_decodes_BQ, (0, extra_q), value=False),
             _changed(self.query_documents_BQ, lambda table: F.pad(table, (0, extra_q), value=PADDING)),
             _changed(self.key_documents_BK, lambda table: F.pad(table, (0, extra_k), value=PADDING)),
+            prompt_ends=self._ends_of(lambda table: F.pad(table, (0, extra_q))),
+            token_end=self.token_end,
         )
+
+    def _ends_of(self, change: Callable[[Tensor], Tensor]) -> Tensor | int | None:
+        """The prompts' ends after a change of the queries, which matters where each has an end of its own."""
+        ends = self.prompt_ends
+        return change(ends) if isinstance(ends, Tensor) and ends.shape[-1] == self.query_length > 1 else ends
 
 
 def _changed(table: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None:
     return None if table is None else change(table)
 
 
-def _decodes(positions_BQ: Tensor, prompt_lengths: Tensor | int | None) -> Tensor:
-    if prompt_lengths is None:
-        return torch.zeros_like(positions_BQ, dtype=torch.bool)
-    if isinstance(prompt_lengths, Tensor):
-        prompt_lengths = prompt_lengths.to(positions_BQ.device).reshape(-1, 1)
-    return positions_BQ >= prompt_lengths
+def _ends(prompt_lengths: Tensor | int | None, device: torch.device) -> Tensor | int | None:
+    """Lengths as what broadcasts to [B, Q]."""
+    return prompt_lengths.to(device).reshape(-1, 1) if isinstance(prompt_lengths, Tensor) else prompt_lengths
+
+
+def _decodes(positions_BQ: Tensor, ends: Tensor | int | None) -> Tensor:
+    return torch.zeros_like(positions_BQ, dtype=torch.bool) if ends is None else positions_BQ >= ends

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from swaa.compiler.cofactors import certain, choices, possible
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.errors import invalid
@@ -47,8 +48,9 @@ def mask_pictures(
 
     Returns:
         JSON-able pictures: ``layers``, ``heads`` (None where all are alike), ``prefill`` and ``decode`` (the policies
-        as Python), ``length``, ``prompt_length``, and ``cells``: rows of queries with the visible share of each
-        cell of keys, 0 to 1, or None where all keys lie in the future.
+        as Python), ``note`` (what a reader must know, or None), ``length``, ``prompt_length``, and ``cells``: rows of
+        queries with the visible share of each cell of keys, 0 to 1, of the pairs that are not in the future or looked
+        ahead to; None where there is none.
 
     Raises:
         UserError: the lengths make no picture, or the policy names a layer or head that the model lacks.
@@ -60,25 +62,35 @@ def mask_pictures(
         raise invalid("prompt_len", accepted=f"0 to seq_len ({length})", got=prompt_length, mend="Make it shorter.")
     layout = TokenLayout.contiguous(length, prompt_lengths=prompt_length)
     size = -(-length // resolution)
-    causal = _cells(torch.tril(torch.ones(length, length)), size)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
     pictures = []
     for layer, indices in bind(policy, num_layers, num_heads).distinct.items():
         for heads, head in layer.groups:
             alone = LayerPolicy(((heads, head),), num_heads)
-            visible = _cells(dense_mask(alone, layout)[0, 0].float(), size)
-            share = torch.where(causal > 0, visible / causal.clamp(min=1), torch.nan)
+            readings = (possible(alone), certain(alone)) if head.by_content else (alone,)
+            masks = [dense_mask(reading, layout)[0, 0] for reading in readings]
+            visible = _cells(torch.stack(masks).float().mean(0), size)
+            pairs = _cells((masks[0] | causal).float(), size)
+            share = torch.where(pairs > 0, visible / pairs.clamp(min=1), torch.nan)
             pictures.append(
                 {
                     "layers": list(indices),
                     "heads": list(heads) if layer.by_head else None,
                     "prefill": alone.describe("prefill"),
                     "decode": alone.describe("decode"),
+                    "note": f"half visible: {reason}" if (reason := _depends_on(alone)) else None,
                     "length": length,
                     "prompt_length": prompt_length,
                     "cells": [[None if cell != cell else cell for cell in row] for row in share.tolist()],
                 }
             )
     return pictures
+
+
+def _depends_on(layer: LayerPolicy) -> str | None:
+    """Why it cannot be told what a policy shows; pairs that may be visible are then drawn as half visible."""
+    names = ", ".join(repr(choice) for choice in choices(layer))
+    return f"what {names} chooses by content" if names else None
 
 
 def _cells(grid: torch.Tensor, size: int) -> torch.Tensor:

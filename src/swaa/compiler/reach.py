@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from swaa.compiler.cofactors import possible
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.layout import TokenLayout
@@ -22,15 +23,16 @@ def receptive_field(bound: BoundPolicy, prompt_length: int) -> int:
     """
     reached = torch.zeros(prompt_length, dtype=torch.bool)
     reached[-1] = True
-    followed = {layer: torch.zeros_like(reached) for layer in bound.distinct}
-    for layer in reversed(bound.layers):
+    layers = [possible(layer) for layer in bound.layers]
+    followed = {layer: torch.zeros_like(reached) for layer in layers}
+    for layer in reversed(layers):
         new = reached & ~followed[layer]  # what an equal layer above has followed is in the set already
         followed[layer] |= new
         rows = new.nonzero()[:, 0].flip(0)  # the latest queries see the most keys, which need no second look then
         seen = reached.clone()
         for _, head in layer.groups:
             for some in rows.split(_SPAN):
-                if len(some) and not bool(seen[: int(some[0])].all()):
+                if len(some) and not bool(seen[: None if head.looks_ahead else int(some[0])].all()):
                     _follow(head, some, seen)
         reached = seen
     return int(reached.sum())
@@ -38,9 +40,10 @@ def receptive_field(bound: BoundPolicy, prompt_length: int) -> int:
 
 def _follow(head: HeadPolicy, rows_R: Tensor, seen_K: Tensor) -> None:
     """Add the keys that some of these queries may see to ``seen``. Only spans in doubt are looked at pair by pair."""
-    last = int(rows_R.max()) + 1
+    last = len(seen_K) if head.looks_ahead else int(rows_R.max()) + 1
     keys_K = torch.arange(last)
-    queries = Spans.of(rows_R[None], None, torch.zeros(1, len(rows_R), dtype=torch.bool), len(rows_R))
+    limits_1R = torch.full_like(rows_R[None], last)
+    queries = Spans.of(rows_R[None], None, None, len(rows_R), limits_1R)
     try:
         verdict = judge(head, queries, Spans.of(keys_K[None], None, None, _SPAN))
         must, may = (part[0].repeat_interleave(_SPAN)[:last] for part in (verdict.must, verdict.may))

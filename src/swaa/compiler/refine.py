@@ -55,7 +55,7 @@ def block_verdicts(head: HeadPolicy, layout: TokenLayout, block_size: tuple[int,
     Raises:
         UnknownOperation: the predicate uses an operation that intervals do not know.
     """
-    table = SpanTable.of(layout, *block_size)
+    table = _table(head, layout, block_size)
     verdict = _judge_grid(head, table)
     visible, full = verdict.must.clone(), verdict.must.clone()
     undecided = (verdict.may & ~verdict.must).nonzero()
@@ -74,11 +74,15 @@ def count_visible(head: HeadPolicy, layout: TokenLayout, *, block_size: int = 12
         UnknownOperation: the predicate uses an operation that intervals do not know.
     """
     size = (block_size, block_size)
-    verdict = _judge_grid(head, SpanTable.of(layout, *size))
+    verdict = _judge_grid(head, _table(head, layout, size))
     total_B = verdict.must.sum((-2, -1)) * block_size**2
     for parents, spans, level in _levels(head, layout, size, (verdict.may & ~verdict.must).nonzero()):
         total_B.index_add_(0, parents[:, 0], spans.must.sum(-1) * level[0] * level[1])
     return total_B
+
+
+def _table(head: HeadPolicy, layout: TokenLayout, size: tuple[int, int]) -> SpanTable:
+    return SpanTable.of(layout, *size, looks_ahead=head.looks_ahead)
 
 
 def _judge_grid(head: HeadPolicy, table: SpanTable) -> Verdict:
@@ -109,10 +113,10 @@ def _refine(
     while len(owner):
         size, split = _smaller(size)
         judged = len(owner) * split[0] * split[1]
-        owner, spans = _split_once(head, SpanTable.of(layout, *size), split, owner, spans, found)
+        owner, spans = _split_once(head, _table(head, layout, size), split, owner, spans, found)
         if size != (1, 1) and 2 * len(owner) > judged:
             blocks = owner.unique()
-            _look_along_lines(head, SpanTable.of(layout, 1, 1), block_size, blocks, undecided_U3[blocks], found)
+            _look_along_lines(head, _table(head, layout, (1, 1)), block_size, blocks, undecided_U3[blocks], found)
             unsettled = ~found.settled[owner]
             owner, spans = owner[unsettled], spans[unsettled]
             break
@@ -122,7 +126,7 @@ def _refine(
         own, parts, at = owner[mine], spans[mine], size
         while len(own):
             at, split = _smaller(at)
-            own, parts = _split_once(head, SpanTable.of(layout, *at), split, own, parts, found)
+            own, parts = _split_once(head, _table(head, layout, at), split, own, parts, found)
     return found.seen, found.hidden
 
 
@@ -184,7 +188,7 @@ def _levels(
     size = block_size
     while len(spans):
         size, split = _smaller(size)
-        table = SpanTable.of(layout, *size)
+        table = _table(head, layout, size)
         undecided = []
         for parents in spans.split(max(1, _CHUNK // (split[0] * split[1]))):
             children_UC, verdict_UC = _children(head, table, parents, split)

@@ -13,7 +13,7 @@ import logging
 import torch
 from torch import Tensor
 
-from swaa.compiler.evaluate import evaluate
+from swaa.compiler.evaluate import evaluate, evaluate_ahead
 from swaa.compiler.interval import INFINITY, Interval, UnknownOperation, Verdict
 from swaa.policies.boolean import Formula
 from swaa.policies.bound import HeadPolicy, LayerPolicy
@@ -62,7 +62,10 @@ def _live(head: HeadPolicy, keys_BK: Tensor, next_B: Tensor, prompt_B: Tensor | 
             return _may_see(head.formula("decode"), Interval(next_B1, forever), keys)
         prompt_B1 = prompt_B.long().unsqueeze(-1)
         decode = _may_see(head.decode, Interval(torch.maximum(next_B1, prompt_B1), forever), keys)
-        prefill = _may_see(head.prefill, Interval(next_B1, prompt_B1 - 1), keys)
+        queries = Interval(next_B1, prompt_B1 - 1)
+        prefill = _may_see(head.prefill, queries, keys)
+        if head.looks_ahead:
+            prefill = prefill | evaluate_ahead(head.prefill.beyond, queries, keys, Interval(prompt_B1, prompt_B1)).may
         return decode | (prefill & (next_B1 < prompt_B1))
     except UnknownOperation as reason:
         _say_once(head, str(reason))
@@ -74,7 +77,20 @@ def _say_once(head: HeadPolicy, reason: str) -> None:
     log.warning("%s: %s; all its keys are kept", formula_to_python(head.decode), reason)
 
 
+@functools.cache
+def _say_that_all_are_kept(formula: Formula) -> None:
+    choosers = ", ".join(repr(atom) for atom in formula.atoms if atom.by_content)
+    log.warning(
+        "%s: keys cannot be freed: %s chooses by content, and any block may be chosen again; all are kept",
+        formula_to_python(formula),
+        choosers,
+    )
+
+
 def _may_see(formula: Formula, queries: Interval, keys: Interval) -> Tensor:
+    if formula.by_content:  # even keys that it hides count in the means of their blocks
+        _say_that_all_are_kept(formula)
+        return torch.ones_like(keys.lo, dtype=torch.bool)
     verdict = (queries >= keys) & evaluate(formula, queries, keys)
     assert isinstance(verdict, Verdict)
     return verdict.may

@@ -144,6 +144,8 @@ def hides_nothing(layer: LayerPolicy, layout: TokenLayout) -> bool:
     if bool(layout.query_decodes_BQ.any()):
         phases.append("decode")
     if not bool(layout.query_decodes_BQ.all()):
+        if layer.looks_ahead:
+            return False  # it shows more than full attention does
         phases.append("prefill")
     try:
         truths = [evaluate(head.formula(phase), queries, keys) for _, head in layer.groups for phase in phases]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swaa.compiler.evaluate import evaluate_phases
+from swaa.compiler.evaluate import evaluate_ahead, evaluate_phases
 from swaa.compiler.interval import Interval, Verdict
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.bound import HeadPolicy
@@ -26,9 +26,17 @@ class Spans:
     documents: Interval | None
     decodes: Verdict
     real: Verdict  # may: some slot holds a token; must: every slot does
+    limits: Interval | None = None  # how far queries look ahead, where a policy does
 
     @classmethod
-    def of(cls, positions_BT: Tensor, documents_BT: Tensor | None, decodes_BT: Tensor | None, size: int) -> Spans:
+    def of(
+        cls,
+        positions_BT: Tensor,
+        documents_BT: Tensor | None,
+        decodes_BT: Tensor | None,
+        size: int,
+        limits_BT: Tensor | None = None,
+    ) -> Spans:
         """Summaries of spans of ``size`` slots; slots beyond the end count as empty."""
         real_BT = positions_BT >= 0
         # where every slot of every span holds a token, most of the work is saved
@@ -41,6 +49,7 @@ class Spans:
             None if documents_BT is None else _range(documents_BT, real_BNs, size),
             Verdict(no, no) if decodes_BT is None or not bool(decodes_BT.any()) else _truth(decodes_BT, real_BNs, size),
             Verdict(yes, yes) if real_BNs is None else Verdict(real_BNs.any(-1), real_BNs.all(-1)),
+            None if limits_BT is None else _range(limits_BT, real_BNs, size),
         )
 
     def __getitem__(self, index: Any) -> Spans:
@@ -54,6 +63,7 @@ class Spans:
             None if self.documents is None else Interval(pick(self.documents.lo), pick(self.documents.hi)),
             Verdict(pick(self.decodes.may), pick(self.decodes.must)),
             Verdict(pick(self.real.may), pick(self.real.must)),
+            None if self.limits is None else Interval(pick(self.limits.lo), pick(self.limits.hi)),
         )
 
 
@@ -65,8 +75,8 @@ class SpanTable:
     keys: Spans
 
     @classmethod
-    def of(cls, layout: TokenLayout, query_size: int, key_size: int) -> SpanTable:
-        """All samples' spans, [B, N], with B the layout's batch size."""
+    def of(cls, layout: TokenLayout, query_size: int, key_size: int, *, looks_ahead: bool) -> SpanTable:
+        """All samples' spans, [B, N], with B the layout's batch size; how far queries look ahead only on request."""
         batch = layout.batch_size
 
         def rows(table: Tensor | None) -> Tensor | None:
@@ -76,18 +86,27 @@ class SpanTable:
         assert queries is not None
         assert keys is not None
         return cls(
-            Spans.of(queries, rows(layout.query_documents_BQ), rows(layout.query_decodes_BQ), query_size),
+            Spans.of(
+                queries,
+                rows(layout.query_documents_BQ),
+                rows(layout.query_decodes_BQ),
+                query_size,
+                rows(layout.query_limits_BQ) if looks_ahead else None,
+            ),
             Spans.of(keys, rows(layout.key_documents_BK), None, key_size),
         )
 
 
 def judge(head: HeadPolicy, queries: Spans, keys: Spans) -> Verdict:
     """May some, must every pair of a query and a key of these spans be visible? Causality and binding included."""
-    verdict: Verdict = (keys.positions <= queries.positions) & queries.real & keys.real
+    q, k = queries.positions, keys.positions
+    verdict: Verdict = (k <= q) & evaluate_phases(*head.formulas, q, k, queries.decodes)
+    if head.looks_ahead:
+        verdict = verdict | evaluate_ahead(head.prefill.beyond, q, k, queries.limits)
+    verdict = verdict & queries.real & keys.real
     if queries.documents is not None and keys.documents is not None:
         verdict = verdict & (queries.documents == keys.documents)
-    result: Verdict = verdict & evaluate_phases(*head.formulas, queries.positions, keys.positions, queries.decodes)
-    return result
+    return verdict
 
 
 def _split(table_BT: Tensor, size: int, fill: int | bool) -> Tensor:

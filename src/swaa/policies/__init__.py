@@ -21,6 +21,8 @@ from swaa.policies.registry import (
 from swaa.policies.selector import every, select
 from swaa.policies.zoo import (
     AShape,
+    BidirectionalPrefix,
+    BidirectionalPrompt,
     BigBird,
     BlockWindow,
     ChunkedAttention,
@@ -35,6 +37,7 @@ from swaa.policies.zoo import (
     LMInfinite,
     LogSparse,
     Longformer,
+    PrefixLM,
     RandomBlocks,
     RandomKeys,
     SinkTokens,
@@ -55,6 +58,8 @@ __all__ = [
     "PHASES",
     "AShape",
     "AttentionPolicy",
+    "BidirectionalPrefix",
+    "BidirectionalPrompt",
     "BigBird",
     "BlockWindow",
     "BoundPolicy",
@@ -76,6 +81,7 @@ __all__ = [
     "Longformer",
     "Phase",
     "Predicate",
+    "PrefixLM",
     "RandomBlocks",
     "RandomKeys",
     "SinkTokens",

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol, Self
 
 from swaa.errors import invalid
 from swaa.policies.boolean import Formula, literal
-from swaa.policies.piecewise import FULL, PHASES, NormalForm, Phase, pointwise, scoped, uniform
+from swaa.policies.checks import check_int, check_ints
+from swaa.policies.piecewise import FULL, PHASES, NormalForm, Phase, causal, pointwise, scoped, uniform
 from swaa.policies.selector import select
 
 
@@ -51,7 +52,8 @@ class AttentionPolicy(ABC):
     """Which earlier tokens a query may attend to: a total predicate on (layer, head, phase, query, key position).
 
     ``a | b`` is visible where either is, ``a & b`` where both are, ``~a`` where ``a`` is not. Causality, padding,
-    packing and the cache are not policies: the compiler binds them, so a complement is still causal.
+    packing and the cache are not policies: the compiler binds them, so a complement is still causal. The one exception
+    are predicates that look ahead, which is possible within a prompt only (see ``BidirectionalPrefix``).
 
     A scope (:meth:`in_phase`, :meth:`on_layers`, :meth:`on_heads`) restricts where a policy holds; elsewhere it is
     full attention, unless ``otherwise=`` names another policy. So a scope inside a union *widens* the union.
@@ -61,6 +63,10 @@ class AttentionPolicy(ABC):
     @abstractmethod
     def normal_form(self) -> NormalForm:
         """What the policy comes to for every layer, phase and head."""
+
+    def sees_ahead(self) -> bool:
+        """Does some query of a prompt see later tokens of it, on some layer and head?"""
+        return any(formula.ahead for _, each in self.normal_form.cells for _, formula in each.prefill.cells)
 
     def __or__(self, other: AttentionPolicy) -> AttentionPolicy:
         return self._pointwise(other, "|")
@@ -111,9 +117,16 @@ class Predicate(AttentionPolicy):
 
     needs_heads: ClassVar[bool] = False
 
+    looks_ahead: ClassVar[bool] = False
+    """Does a query of the prompt see later tokens of the prompt, too, where :meth:`visible` says so?"""
+    by_content: ClassVar[bool] = False
+    """Does it depend on more than positions? So :class:`swaa.policies.content.ContentPolicy` alone."""
+
     @abstractmethod
     def visible(self, q: Index, k: Index) -> Index:
-        """May the query at logical position ``q`` see the key at logical position ``k``? (For ``k <= q`` only.)
+        """May the query at logical position ``q`` see the key at logical position ``k``?
+
+        For ``k <= q`` only; where the class ``looks_ahead`` also for later keys, which must lie in the prompt then.
 
         ``q`` and ``k`` broadcast against each other; positions count the real tokens of a sequence or packed
         document from 0. Use operators only (see :class:`Index`); int fields arrive as tensors inside a kernel.
@@ -125,7 +138,10 @@ class Predicate(AttentionPolicy):
         """A few instances, edge cases among them: tests, docs and drawings are made from these."""
 
     def implies(self, other: Predicate) -> bool:
-        """Is every pair that this predicate shows also shown by ``other``? False where unknown. For simplifying."""
+        """Is every pair that this predicate shows also shown by ``other``? False where unknown. For simplifying.
+
+        Pairs with ``k <= q``; where both look ahead, all pairs.
+        """
         return self == other
 
     @property
@@ -156,15 +172,19 @@ class Predicate(AttentionPolicy):
         Raises:
             UserError: names the class, the field, the accepted range and the value.
         """
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value < 2**31:
-            owner = type(self).__name__
-            accepted = f"an int >= {at_least} ({unit})"
-            if isinstance(value, int) and value >= 2**31:
-                accepted = f"an int from {at_least} to {2**31 - 1} ({unit})"
-            raise invalid(
-                f"{owner}.{name}", accepted=accepted, got=value, mend=f"Write for example {owner}({at_least})."
-            )
+        owner = type(self).__name__
+        mend = f"Write for example {owner}({at_least})."
+        check_int(f"{owner}.{name}", getattr(self, name), at_least=at_least, unit=unit, mend=mend)
+
+    def require_ints(self, name: str, *, at_least: int, unit: str = "tokens", ascending: bool = True) -> None:
+        """Refuse the field unless it is a tuple of one or more ints of at least ``at_least``, in ascending order.
+
+        Raises:
+            UserError: names the class, the field, the item, the accepted range and the value.
+        """
+        check_ints(
+            f"{type(self).__name__}.{name}", getattr(self, name), at_least=at_least, unit=unit, ascending=ascending
+        )
 
     def __repr__(self) -> str:
         values = ", ".join(repr(value) for value in self.parameters().values())
@@ -195,10 +215,10 @@ def from_normal_form(form: NormalForm) -> AttentionPolicy:
         return FullAttention()
     if len(form.cells) == 1:
         behaviour = form.cells[0][1]
-        if behaviour.prefill == behaviour.decode and len(behaviour.prefill.cells) == 1:
-            terms = behaviour.prefill.cells[0][1].terms
-            if len(terms) == 1 and len(terms[0]) == 1 and terms[0][0][1]:
-                return terms[0][0][0]
+        if behaviour.decode == causal(behaviour.prefill) and len(behaviour.prefill.cells) == 1:
+            formula = behaviour.prefill.cells[0][1]
+            if len(formula.atoms) == 1 and formula.atoms[0].formula == formula:
+                return formula.atoms[0]
     return Composite(form)
 
 

@@ -5,6 +5,10 @@ A formula is kept as an irredundant union of prime implicants, computed from its
 that says otherwise cannot happen and is a don't-care. So ``A | (A & B)`` becomes ``A``, and
 ``SlidingWindow(4) | SlidingWindow(8)`` becomes ``SlidingWindow(8)``.
 
+A formula has a second part, for the keys *ahead* of a query. A few predicates look ahead; ``|`` and ``&`` act on both
+parts, and the complement of anything is causal again. Seen as sets of pairs, ``~a`` is what full attention shows and
+``a`` does not; so all laws of the algebra hold of what is visible of earlier keys, and ahead those that have no ``~``.
+
 Sources: W. V. Quine, "The Problem of Simplifying Truth Functions" (1952); E. J. McCluskey, "Minimization of Boolean
 Functions" (1956).
 """
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 MOST_ATOMS = 10
 """A formula may combine this many distinct predicates: its truth table has 2**10 rows."""
 
+Term = tuple[tuple["Predicate", bool], ...]
+Terms = tuple[Term, ...]
 _Rows = int  # a set of assignments: bit r for row r of the truth table, in which atom i is true iff r has bit i
 _Cube = tuple[bool | None, ...]  # one entry per atom; None where the atom does not matter
 
@@ -35,27 +41,45 @@ class Formula:
     """A union of terms; a term is an intersection of literals *(predicate, is it asserted)*. Canonical.
 
     ``Formula(((),))`` holds everywhere and ``Formula(())`` nowhere.
+
+    Attributes:
+        terms: what is visible of earlier keys and of the query's own.
+        ahead: the terms of what is visible of later keys; only of predicates that look ahead, never denied. What they
+            say of earlier keys is visible, too: no operator can make a formula of which that is not so.
     """
 
-    terms: tuple[tuple[tuple[Predicate, bool], ...], ...]
+    terms: Terms
+    ahead: Terms = ()
 
     @property
     def atoms(self) -> tuple[Predicate, ...]:
         """The distinct predicates, sorted."""
-        return tuple(sorted({atom for term in self.terms for atom, _ in term}, key=lambda atom: atom.sort_key))
+        found = {atom for term in (*self.terms, *self.ahead) for atom, _ in term}
+        return tuple(sorted(found, key=lambda atom: atom.sort_key))
+
+    @property
+    def causal(self) -> Formula:
+        """The formula without what it shows ahead."""
+        return Formula(self.terms) if self.ahead else self
+
+    @property
+    def beyond(self) -> Formula:
+        """What it shows ahead, as a formula that is asked of later keys alone."""
+        return Formula(self.ahead)
+
+    @property
+    def by_content(self) -> bool:
+        """Does the formula depend on more than positions?"""
+        return any(atom.by_content for term in self.terms for atom, _ in term)
 
     def __or__(self, other: Formula) -> Formula:
-        return _canonical(self, other, operator.or_)
+        return _both(self, other, operator.or_)
 
     def __and__(self, other: Formula) -> Formula:
-        return _canonical(self, other, operator.and_)
+        return _both(self, other, operator.and_)
 
     def __invert__(self) -> Formula:
         return _canonical(self, NOWHERE, lambda a, _: ~a)
-
-    @property
-    def sort_key(self) -> tuple[object, ...]:
-        return tuple(tuple((atom.sort_key, asserted) for atom, asserted in term) for term in self.terms)
 
 
 NOWHERE = Formula(())
@@ -64,7 +88,16 @@ EVERYWHERE = Formula(((),))
 
 def literal(atom: Predicate) -> Formula:
     """The formula that is one predicate."""
-    return Formula((((atom, True),),))
+    terms = (((atom, True),),)
+    return Formula(terms, terms if atom.looks_ahead else ())
+
+
+def _both(left: Formula, right: Formula, op: Callable[[_Rows, _Rows], _Rows]) -> Formula:
+    """A union or an intersection, on earlier keys and on those ahead."""
+    causal = _canonical(left, right, op)
+    if not (left.ahead or right.ahead):
+        return causal
+    return Formula(causal.terms, _canonical(left.beyond, right.beyond, op).terms)
 
 
 @cache
@@ -74,7 +107,8 @@ def _columns(count: int) -> tuple[_Rows, ...]:
 
 
 def _canonical(left: Formula, right: Formula, op: Callable[[_Rows, _Rows], _Rows]) -> Formula:
-    atoms = tuple(sorted({*left.atoms, *right.atoms}, key=lambda atom: atom.sort_key))
+    """``op`` of what two formulas say of earlier keys."""
+    atoms = Formula((*left.terms, *right.terms)).atoms
     if len(atoms) > MOST_ATOMS:
         raise UserError(
             f"policy: expected at most {MOST_ATOMS} different predicates in one place, got {len(atoms)}. "
@@ -84,7 +118,7 @@ def _canonical(left: Formula, right: Formula, op: Callable[[_Rows, _Rows], _Rows
 
 
 def _table(formula: Formula, atoms: tuple[Predicate, ...]) -> _Rows:
-    """The assignments at which the formula holds."""
+    """The assignments at which the formula holds of earlier keys."""
     column = dict(zip(atoms, _columns(len(atoms)), strict=True))
     table = 0
     for term in formula.terms:
@@ -174,5 +208,5 @@ def _cube_key(cube: _Cube) -> tuple[int, list[int]]:
     return (sum(value is not None for value in cube), [2 if value is None else int(not value) for value in cube])
 
 
-def _term(atoms: tuple[Predicate, ...], cube: _Cube) -> tuple[tuple[Predicate, bool], ...]:
+def _term(atoms: tuple[Predicate, ...], cube: _Cube) -> Term:
     return tuple((atom, value) for atom, value in zip(atoms, cube, strict=True) if value is not None)

@@ -30,13 +30,23 @@ class HeadPolicy:
 
     @property
     def formulas(self) -> tuple[Formula, Formula | None]:
-        """The prefill formula, and the decode formula or None where it is the same."""
-        return self.prefill, self.decode if self.by_phase else None
+        """What is visible of earlier keys: the prefill formula, and the decode formula or None where it is the same."""
+        return self.prefill.causal, self.decode if self.prefill.causal != self.decode else None
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Do queries of the prompt see later keys of the prompt?"""
+        return bool(self.prefill.ahead)
 
     @property
     def is_full(self) -> bool:
         """Is it plain causal attention throughout?"""
         return self.prefill == EVERYWHERE == self.decode
+
+    @property
+    def by_content(self) -> bool:
+        """Does what it shows depend on more than positions, in any phase?"""
+        return self.prefill.by_content or self.decode.by_content
 
     def formula(self, phase: Phase) -> Formula:
         """The formula of one phase."""
@@ -61,9 +71,19 @@ class LayerPolicy:
         return any(head.by_phase for _, head in self.groups)
 
     @property
+    def looks_ahead(self) -> bool:
+        """Do queries of the prompt see later keys of the prompt, for any head?"""
+        return any(head.looks_ahead for _, head in self.groups)
+
+    @property
     def is_full(self) -> bool:
         """Is the layer plain causal attention throughout?"""
         return all(head.is_full for _, head in self.groups)
+
+    @cached_property
+    def by_content(self) -> bool:
+        """Does what any head sees depend on more than positions?"""
+        return any(head.by_content for _, head in self.groups)
 
     def describe(self, phase: Phase) -> str:
         """The policy of one phase as Python, by head where heads differ."""

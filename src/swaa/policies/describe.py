@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 from swaa.policies.base import AttentionPolicy, Predicate
-from swaa.policies.boolean import EVERYWHERE, NOWHERE, Formula
-from swaa.policies.piecewise import Behaviour, Heads, Split
+from swaa.policies.boolean import EVERYWHERE, NOWHERE, Formula, Term, Terms
+from swaa.policies.piecewise import Behaviour, Heads, Split, causal
 from swaa.policies.selector import IndexSet
 from swaa.policies.zoo.full_attention import FullAttention
 
@@ -106,7 +107,7 @@ def _split(split: Split[V], keyword: str, describe: Callable[[V], Node]) -> Node
 
 def _behaviour(behaviour: Behaviour) -> Node:
     prefill, decode = _heads(behaviour.prefill), _heads(behaviour.decode)
-    if prefill == decode:
+    if behaviour.decode == causal(behaviour.prefill):  # they differ in what only a prompt has
         return prefill
     if prefill == _FULL:
         return Scope(decode, "phase", "decode")
@@ -122,8 +123,27 @@ def _formula(formula: Formula) -> Node:
         return _FULL
     if formula == NOWHERE:
         return Operation("complement", (_FULL,))
-    terms = [_operation("intersection", [_literal(*literal) for literal in term]) for term in formula.terms]
-    return _operation("union", terms)
+    ahead = [_intersection(term) for term in formula.ahead]
+    if ahead and _shown_by(formula.ahead) == formula:
+        return _operation("union", ahead)
+    return _operation("union", [_causal(term) for term in formula.terms if term not in formula.ahead] + ahead)
+
+
+def _shown_by(terms: Terms) -> Formula:
+    """What the terms show of earlier keys and ahead, written as a policy."""
+    intersections = [reduce(Formula.__and__, [atom.formula for atom, _ in term]) for term in terms]
+    return reduce(Formula.__or__, intersections)
+
+
+def _causal(term: Term) -> Node:
+    """A term that shows earlier keys only."""
+    literals = [_literal(*literal) for literal in term]
+    looks_ahead = all(asserted and predicate.looks_ahead for predicate, asserted in term)
+    return _operation("intersection", [*literals, _FULL] if looks_ahead else literals)
+
+
+def _intersection(term: Term) -> Node:
+    return _operation("intersection", [_literal(*literal) for literal in term])
 
 
 def _literal(predicate: Predicate, asserted: bool) -> Node:

@@ -44,15 +44,22 @@ class Split(Generic[V]):
                 if both != NOTHING:
                     result = op(value, other_value)
                     merged[result] = merged.get(result, NOTHING) | both
-        cells = sorted(((where, value) for value, where in merged.items()), key=lambda cell: cell[0].sort_key)
-        return Split(tuple(cells))
+        return Split._of(merged)
 
     def override(self, where: IndexSet, other: Split[V]) -> Split[V]:
         """This split where ``where`` holds, ``other`` elsewhere."""
-        inside = Split(tuple((cell & where, value) for cell, value in self.cells if cell & where != NOTHING))
-        outside = Split(tuple((cell & ~where, value) for cell, value in other.cells if cell & ~where != NOTHING))
-        both = Split((*inside.cells, *outside.cells))
-        return both.combine(both, lambda value, _: value)  # regroups equal values
+        merged: dict[V, IndexSet] = {}
+        for split, place in ((self, where), (other, ~where)):
+            for cell, value in split.cells:
+                part = cell & place
+                if part != NOTHING:
+                    merged[value] = merged.get(value, NOTHING) | part
+        return Split._of(merged)
+
+    @classmethod
+    def _of(cls, merged: dict[V, IndexSet]) -> Split[V]:
+        cells = [(where, value) for value, where in merged.items()]
+        return cls(tuple(sorted(cells, key=lambda cell: cell[0].sort_key)))
 
 
 Heads = Split[Formula]
@@ -73,8 +80,13 @@ NormalForm = Split[Behaviour]
 
 
 def uniform(formula: Formula) -> NormalForm:
-    """The normal form of a formula that holds in every layer, phase and head."""
-    return Split.constant(Behaviour(Split.constant(formula), Split.constant(formula)))
+    """The normal form of a formula that holds in every layer, phase and head. Queries that decode never look ahead."""
+    return Split.constant(Behaviour(Split.constant(formula), Split.constant(formula.causal)))
+
+
+def causal(heads: Heads) -> Heads:
+    """What the heads see of earlier keys."""
+    return heads.combine(heads, lambda formula, _: formula.causal)
 
 
 FULL = uniform(EVERYWHERE)

@@ -15,7 +15,7 @@ from swaa.policies.zoo.lazy_layers import LazyLayers
 from swaa.policies.zoo.lm_infinite import LMInfinite
 from swaa.policies.zoo.log_sparse import LogSparse
 from swaa.policies.zoo.longformer import Longformer
-from swaa.policies.zoo.prefix_lm import BidirectionalPrefix
+from swaa.policies.zoo.prefix_lm import BidirectionalPrefix, BidirectionalPrompt, PrefixLM
 from swaa.policies.zoo.random_blocks import RandomBlocks
 from swaa.policies.zoo.random_keys import RandomKeys
 from swaa.policies.zoo.sink_tokens import SinkTokens
@@ -34,6 +34,7 @@ from swaa.policies.zoo.windows_by_phase import WindowsByPhase
 __all__ = [
     "AShape",
     "BidirectionalPrefix",
+    "BidirectionalPrompt",
     "BigBird",
     "BlockWindow",
     "ChunkedAttention",
@@ -48,6 +49,7 @@ __all__ = [
     "LazyLayers",
     "LogSparse",
     "Longformer",
+    "PrefixLM",
     "RandomBlocks",
     "RandomKeys",
     "SinkTokens",
