@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "policies": {"errors"},
     "compiler": {"errors", "policies"},
     "hf": {"errors", "home", "policies", "compiler"},
+    "testing": {"errors", "reading", "policies", "compiler", "hf"},
     "harness": {"errors", "reading", "policies", "compiler", "hf"},
     "tasks": {"errors", "named", "reading", "graders", "prompting"},
     "graders": {"errors", "home", "named", "reading"},
@@ -39,7 +40,7 @@ EVERYTHING = {"cli", "__init__", "__main__"}
 
 # library -> the parts that may import it
 ONLY_IN = {
-    "torch": {"policies", "compiler", "hf", "engine", "harness"},
+    "torch": {"policies", "compiler", "hf", "engine", "harness", "testing"},
     "transformers": {"hf"},
     "peft": {"hf"},
     "huggingface_hub": {"hf"},
