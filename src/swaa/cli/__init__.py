@@ -19,6 +19,7 @@ from swaa.cli.grade import add_grade
 from swaa.cli.harness import add_lm_eval
 from swaa.cli.listings import add_fetch, add_ls
 from swaa.cli.policies import add_draw, add_explain
+from swaa.cli.recall import add_recall
 from swaa.cli.report import add_report
 from swaa.cli.tuning import add_distill, add_finetune, add_merge
 from swaa.errors import UserError
@@ -43,6 +44,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_fetch,
     add_explain,
     add_draw,
+    add_recall,
 )
 
 
