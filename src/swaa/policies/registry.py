@@ -201,10 +201,13 @@ def load_entry_points() -> None:
         _loaded_entry_points.add(entry.value)
 
 
-def load_plugin(source: str) -> None:
+def load_plugin(source: str) -> ModuleType:
     """Import a user's own file (``my_policy.py``) or module (``my_package.policies``); its policies register.
 
     The code is executed, as any Python that one runs.
+
+    Returns:
+        The module, imported once however often it is asked for.
 
     Raises:
         UserError: the file or module is not there, or importing it fails; the cause is told.
@@ -214,9 +217,8 @@ def load_plugin(source: str) -> None:
             path = Path(source).expanduser().resolve()
             if not path.is_file():
                 raise UserError(f"plugin {source!r}: there is no such file. Check the path.")
-            _import_file(path)
-        else:
-            importlib.import_module(source)
+            return _import_file(path)
+        return importlib.import_module(source)
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises is the user's to mend
@@ -224,10 +226,10 @@ def load_plugin(source: str) -> None:
         raise UserError(f"plugin {source!r}: importing it fails with {reason}. Mend the code, or the name.") from error
 
 
-def _import_file(path: Path) -> None:
+def _import_file(path: Path) -> ModuleType:
     name = f"swaa_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if name in sys.modules:
-        return
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None  # it ends in .py
@@ -238,6 +240,7 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
 def _is_same(one: type | Callable[..., Any], other: type | Callable[..., Any]) -> bool:
