@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from swaa import __version__
+from swaa.cli.check import add_check
 from swaa.cli.compare import add_compare
 from swaa.cli.experiments import add_bench, add_run, add_validate
 from swaa.cli.grade import add_grade
 from swaa.cli.harness import add_lm_eval
 from swaa.cli.listings import add_fetch, add_ls
+from swaa.cli.new_policy import add_new_policy
 from swaa.cli.policies import add_draw, add_explain
 from swaa.cli.recall import add_recall
 from swaa.cli.report import add_report
@@ -44,6 +46,8 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_fetch,
     add_explain,
     add_draw,
+    add_check,
+    add_new_policy,
     add_recall,
 )
 

@@ -1,0 +1,161 @@
+"""``swaa new-policy``: a working policy, its test and a page about it, to be changed into one's own."""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swaa.errors import UserError, invalid
+
+if TYPE_CHECKING:
+    from swaa.cli.common import Subparsers
+
+_POLICY = '''"""{name}: what it shows, in one line."""
+
+from dataclasses import dataclass
+
+import swaa
+
+
+@swaa.register_policy
+@dataclass(frozen=True, repr=False)
+class {name}(swaa.Predicate):
+    """The last ``window_size`` tokens, the query's own included, and every ``stride``-th token: visible iff
+    ``q - k < window_size or k % stride == 0``.
+
+    Change this docstring, ``visible`` and the fields to what your policy is; name its source, if it has one.
+
+    Args:
+        window_size: visible tokens, the query's own included, at least 1.
+        stride: distance of the tokens that all queries see, at least 1.
+    """
+
+    window_size: int
+    stride: int = 16
+
+    def __post_init__(self):
+        self.require_int("window_size", at_least=1)
+        self.require_int("stride", at_least=1)
+
+    def visible(self, q, k):
+        return (q - k < self.window_size) | (k % self.stride == 0)
+
+    @classmethod
+    def examples(cls):
+        return cls(4, 8), cls(1, 1), cls(64)
+'''
+
+_TEST = '''"""{name}, against a loop that says the same in other words, and through everything that swaa makes of it."""
+
+from pathlib import Path
+
+from swaa.policies import load_plugin
+from swaa.testing import check_policy
+
+{name} = load_plugin(str(Path(__file__).with_name("{file}.py"))).{name}
+
+
+def oracle(policy, q, k):
+    """The definition once more, on plain ints, not copied from visible."""
+    window = range(q - policy.window_size + 1, q + 1)
+    return k in window or k in range(0, q + 1, policy.stride)
+
+
+def test_{file}():
+    check_policy({name}, oracle=oracle, flex=False).require()
+'''
+
+_PAGE = """# {name}
+
+One sentence: what it shows, and what for.
+
+A query at position `q` sees the key at `k` iff `q - k < window_size` or `k % stride == 0`.
+
+`swaa draw "{example}" --plugin {file}.py --seq-len 24 --layers 1 --heads 1` (queries downwards, keys to the right):
+
+{picture}
+
+In an experiment:
+
+```yaml
+plugins: [{file}.py]
+recipes:
+  - name: {file}
+    policy: {{policy: {name}, window_size: 64, stride: 16}}
+```
+"""
+
+
+def add_new_policy(subparsers: Subparsers) -> None:
+    """``swaa new-policy NAME [--folder FOLDER]``"""
+    parser = subparsers.add_parser("new-policy", help="write a policy of your own, with its test and its page")
+    parser.add_argument("name", metavar="NAME", help="its name in Python and YAML, such as MyWindow")
+    parser.add_argument("--folder", default=".", metavar="FOLDER", help="where the files go (default: here)")
+    parser.set_defaults(handler=new_policy)
+
+
+def new_policy(args: argparse.Namespace) -> int:
+    """Write the three files and print what to type next."""
+    name = class_name(args.name)
+    folder = Path(args.folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--folder: the folder {args.folder} does not exist. Create it first.")
+    file = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    paths = {kind: folder / f"{stem}" for kind, stem in _files(file).items()}
+    for path in paths.values():
+        if path.exists():
+            raise UserError(f"{path}: the file exists already. Choose another name, or another --folder.")
+    fields = {"name": name, "file": file, "example": f"{name}(4, 8)"}
+    paths["policy"].write_text(_POLICY.format(**fields), encoding="utf-8")
+    paths["test"].write_text(_TEST.format(**fields), encoding="utf-8")
+    paths["page"].write_text(_PAGE.format(**fields, picture=_picture(paths["policy"], fields["example"])), "utf-8")
+    policy = paths["policy"]
+    print(
+        f"Wrote {', '.join(map(str, paths.values()))}.\n"
+        f"It works as it stands. Change {policy}, and then:\n\n"
+        f"  swaa check {policy}:{name} --oracle {paths['test']}:oracle\n"
+        f"  pytest {paths['test']}\n"
+        f'  swaa draw "{fields["example"]}" --plugin {policy}\n'
+        f"  swaa run experiments/quickstart.yaml 'plugins=[{policy}]' \\\n"
+        f"      'recipes=[{{name: FA, policy: FullAttention()}}, {{name: {file}, policy: \"{name}(64)\"}}]' \\\n"
+        f"      --output runs/{file}"
+    )
+    return 0
+
+
+def class_name(text: str) -> str:
+    """The class's name, from ``MyWindow`` or ``my_window``.
+
+    Raises:
+        UserError: it makes no name of a class, or one that is taken.
+    """
+    name = "".join(part[:1].upper() + part[1:] for part in re.split(r"[_-]", text))
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name) or keyword.iskeyword(name):
+        accepted = "letters and digits that begin with a letter"
+        raise invalid("NAME", accepted=accepted, got=text, mend="Write for example MyWindow.")
+    from swaa.policies.registry import pattern_names, policy_names
+
+    taken = {known.lower(): known for known in (*policy_names(), *pattern_names())}
+    if name.lower() in taken:
+        known = taken[name.lower()]
+        raise UserError(f"NAME: there is a policy {known!r} already. Choose another name, such as My{known}.")
+    return name
+
+
+def _files(file: str) -> dict[str, str]:
+    return {"policy": f"{file}.py", "test": f"test_{file}.py", "page": f"{file}.md"}
+
+
+def _picture(file: Path, expression: str) -> str:
+    """The mask of an example, as ``swaa draw`` has it, indented."""
+    from swaa.compiler.picture import mask_pictures
+    from swaa.policies import load_plugin, parse_policy
+    from swaa.report.draw import to_text
+
+    load_plugin(str(file))
+    policy = parse_policy(expression)
+    pictures = mask_pictures(policy, num_layers=1, num_heads=1, length=24, prompt_length=16, resolution=48)
+    return "\n".join(f"    {line}".rstrip() for line in to_text(pictures).splitlines())
