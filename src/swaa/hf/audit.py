@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swaa.errors import invalid
+from swaa.errors import UserError, invalid
 from swaa.hf.audit_declared import Blind, Sample, blind_spots, declared_layers, sample_of
 from swaa.hf.audit_places import attention_places, transformers_model
 from swaa.hf.audit_probe import Disturbance, Influence, Precision, influence
-from swaa.hf.spec import saved_policy, text_config
+from swaa.hf.spec import read_spec, saved_policy, text_config
 from swaa.policies import AttentionPolicy, FullAttention, LayerPolicy, parse_policy
 
 _LOOKS = (Disturbance(16, 0), Disturbance(-16, 0), Disturbance(256, 1), Disturbance(-256, 1))
@@ -73,7 +73,7 @@ class LayerAudit:
         leaks: pairs of a layer, summed over heads, that are declared hidden and have influence.
         missing: pairs that are declared visible and have none.
         heads: the heads that differ.
-        differences: the first of them, of the first of the layers.
+        differences: the first of them, of the first of the layers and the first head that differs.
         drawing: of the first head that differs.
     """
 
@@ -98,7 +98,7 @@ class Audit:
 
     Attributes:
         model: the model's class.
-        policy: the declared policy, as Python; layers have the masks of the architecture besides.
+        policy: the declared policy, as Python, or None; layers have the architecture's masks besides.
         source: who declares it, in words.
         length: tokens of the probing text.
         prompt_length: of these, the prompt; the others were decoded one by one.
@@ -108,12 +108,13 @@ class Audit:
         layers: the verdicts.
         not_probed: layers that do not attend, with what they do instead.
         blind: where the text is too short for a declared mask to show.
+        dtype: that attention was computed in.
         error: the largest difference between equal rows, relative to the head's largest output.
         floor: the smallest one that was taken for influence.
     """
 
     model: str
-    policy: str
+    policy: str | None
     source: str
     length: int
     prompt_length: int
@@ -123,6 +124,7 @@ class Audit:
     layers: tuple[LayerAudit, ...]
     not_probed: tuple[tuple[int, str], ...]
     blind: tuple[Blind, ...]
+    dtype: str
     error: float
     floor: float
 
@@ -149,7 +151,7 @@ def audit(
     prompt_len: int | None = None,
     num_keys: int | None = None,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> Audit:
     """Hold the attention of a running model against a declared mask, by layer, head and phase.
 
@@ -161,26 +163,25 @@ def audit(
             architecture, as :func:`swaa.apply_policy` does. None takes what the model's config declares: the policy
             saved on it, if any, and the architecture's masks.
         seq_len: tokens of the text. By default enough for the declared masks to show, 512 at most.
-        prompt_len: tokens of these that are the prompt. By default all but 16.
+        prompt_len: tokens of these that are the prompt. By default all but a third, 16 at most.
         num_keys: keys to probe. By default all of up to 48 tokens, and else 16: at edges of the mask, and random ones.
         seed: of the text, of the noise and of the random keys.
-        dtype: that attention is computed in: float64, or float32 for a kernel that knows no other.
+        dtype: that attention is computed in: float64, or float32, which is the default where attention is
+            FlexAttention, because it knows no float64.
 
     Raises:
         UserError: the model has no attention that can be probed; a number is out of range; the policy names a layer
             or head that the model lacks.
     """
-    if dtype not in (torch.float64, torch.float32):
-        raise invalid("dtype", accepted="torch.float64 or torch.float32", got=dtype, mend="Leave it out.")
     base = transformers_model(model)
     config = text_config(base.config)
+    precision = _precision(config, dtype)
     policy, source = _declared(config, declared)
-    layers = declared_layers(config, policy)
+    layers = declared_layers(config, policy or FullAttention())
     places, others = attention_places(base)
     indices = [place.layer for place in places]
     most = getattr(config, "max_position_embeddings", None)
     sample = sample_of([layers[index] for index in indices], seq_len, prompt_len, num_keys, most, seed)
-    precision = Precision(dtype)
 
     def look(keys: Sequence[int], noise: Disturbance) -> Influence:
         noise = replace(noise, seed=noise.seed + seed)
@@ -190,7 +191,7 @@ def audit(
         wrong_LSHN, error = _differing(look, torch.stack([sample.visible(layers[index]) for index in indices]), sample)
     return Audit(
         model=type(base).__name__,
-        policy=repr(policy),
+        policy=None if policy is None else repr(policy),
         source=source,
         length=sample.length,
         prompt_length=sample.prompt_length,
@@ -199,17 +200,39 @@ def audit(
         pairs=int(sample.compared_SN.sum()),
         layers=_verdicts(layers, indices, wrong_LSHN, sample),
         not_probed=tuple(sorted(others.items())),
-        blind=blind_spots(layers, indices, sample),
+        blind=blind_spots(layers, indices, sample, most),
+        dtype=str(precision.dtype).removeprefix("torch."),
         error=error,
         floor=precision.floor,
     )
 
 
-def _declared(config: Any, given: AttentionPolicy | str | Mapping[str, Any] | None) -> tuple[AttentionPolicy, str]:
+def _precision(config: Any, dtype: torch.dtype | None) -> Precision:
+    """What attention can be computed in.
+
+    Raises:
+        UserError: the dtype is none of those, or flash attention knows neither.
+    """
+    implementation = str(getattr(config, "_attn_implementation", None))
+    if "flash" in implementation:
+        raise UserError(
+            f"attn_implementation={implementation!r}: computes in 16 bits, where no influence and a small one look "
+            f"alike. Load the model with attn_implementation='sdpa' or 'eager', and audit that."
+        )
+    flex = implementation == "flex_attention" or (read_spec(config) or {}).get("kernel") == "flex"
+    chosen = dtype or (torch.float32 if flex else torch.float64)
+    if chosen not in (torch.float64, torch.float32):
+        raise invalid("dtype", accepted="torch.float64 or torch.float32", got=dtype, mend="Leave it out.")
+    return Precision(chosen)
+
+
+def _declared(
+    config: Any, given: AttentionPolicy | str | Mapping[str, Any] | None
+) -> tuple[AttentionPolicy | None, str]:
     if given is not None:
         return parse_policy(given), "the policy that was given"
     saved = saved_policy(config)
-    return (saved, "the policy on the model's config") if saved else (FullAttention(), "the model's config")
+    return (None, "the model's config") if saved is None else (saved, "the policy on the model's config")
 
 
 def _differing(look: Look, visible_LSHN: Tensor, sample: Sample) -> tuple[Tensor, float]:
@@ -258,13 +281,13 @@ def _verdict(layer: LayerPolicy, alike: tuple[int, ...], wrong_SHN: Tensor, samp
     first = [
         Difference(
             layer=alike[0],
-            head=head,
+            head=heads[0],
             phase="decode" if query >= sample.prompt_length else "prefill",
             query=query,
             key=sample.keys[key],
-            declared=bool(visible_SHN[query, head, key]),
+            declared=bool(visible_SHN[query, heads[0], key]),
         )
-        for query, head, key in _first(wrong_SHN, sample.prompt_length)
+        for query, key in _first(wrong_SHN[:, heads[0]], sample.prompt_length)
     ]
     return LayerAudit(
         layers=alike,
@@ -278,12 +301,11 @@ def _verdict(layer: LayerPolicy, alike: tuple[int, ...], wrong_SHN: Tensor, samp
     )
 
 
-def _first(wrong_SHN: Tensor, prompt_length: int) -> list[tuple[int, int, int]]:
-    """The first differences of either phase, as (query, head, column of the key)."""
-    decoded = wrong_SHN.clone()
-    decoded[:prompt_length] = False
-    late: list[tuple[int, int, int]] = [tuple(at) for at in decoded.nonzero()[:_NAMED].tolist()]
-    early: list[tuple[int, int, int]] = [tuple(at) for at in (wrong_SHN & ~decoded).nonzero()[:_NAMED].tolist()]
+def _first(wrong_SN: Tensor, prompt_length: int) -> list[tuple[int, int]]:
+    """The first differences of either phase, as (query, column of the key)."""
+    found: list[tuple[int, int]] = [(query, column) for query, column in wrong_SN.nonzero().tolist()]
+    early = [at for at in found if at[0] < prompt_length]
+    late = [at for at in found if at[0] >= prompt_length]
     share = max(_NAMED // 2, _NAMED - len(late))
     return [*early[:share], *late[: _NAMED - len(early[:share])]]
 

@@ -18,6 +18,7 @@ from swaa.errors import invalid
 from swaa.hf.native import native_predicate, restrict
 from swaa.policies import AttentionPolicy, LayerPolicy, Predicate, bind
 from swaa.policies.boolean import EVERYWHERE
+from swaa.policies.piecewise import Phase
 
 MOST_BY_DEFAULT = 512
 """Tokens of the longest audit that nobody asked for."""
@@ -59,13 +60,13 @@ class Blind:
 
     Attributes:
         policy: what they declare for it, as Python.
-        length: tokens that may show it; see :func:`fitting`.
+        length: tokens that may show it (see :func:`fitting`), or None where the model has no positions for so many.
     """
 
     layers: tuple[int, ...]
     phase: str
     policy: str
-    length: int
+    length: int | None
 
 
 def declared_layers(config: Any, policy: AttentionPolicy) -> tuple[LayerPolicy, ...]:
@@ -159,17 +160,22 @@ def _telling(layers: Sequence[LayerPolicy], whole: Sample, number: int, seed: in
     return tuple(sorted(list(chosen)[:number]))
 
 
-def blind_spots(layers: Sequence[LayerPolicy], indices: Sequence[int], sample: Sample) -> tuple[Blind, ...]:
+def blind_spots(
+    layers: Sequence[LayerPolicy], indices: Sequence[int], sample: Sample, most: int | None
+) -> tuple[Blind, ...]:
     """Where the sample cannot tell the declared mask from full attention."""
     compared_SN = sample.compared_SN & (torch.arange(sample.length).unsqueeze(-1) > torch.tensor(sample.keys))
     decodes_S = torch.arange(sample.length) >= sample.prompt_length
+    phases: tuple[tuple[Phase, Tensor], ...] = (("prefill", ~decodes_S), ("decode", decodes_S))
     spots = []
     for layer in dict.fromkeys(layers[index] for index in indices):
         hidden_SHN = ~sample.visible(layer) & compared_SN.unsqueeze(1)
-        for phase, rows_S in (("prefill", ~decodes_S), ("decode", decodes_S)):
-            restricts = [head for head, group in layer.groups if group.formula(phase) != EVERYWHERE]  # type: ignore[arg-type]
+        needed = fitting([layer])
+        length = needed if most is None or needed <= most else None
+        for phase, rows_S in phases:
+            restricts = [head for head, group in layer.groups if group.formula(phase) != EVERYWHERE]
             shown = hidden_SHN[rows_S].any(0).any(-1)
             if any(not bool(shown[list(heads)].all()) for heads in restricts):
                 alike = tuple(index for index in indices if layers[index] == layer)
-                spots.append(Blind(alike, phase, layer.describe(phase), fitting([layer])))  # type: ignore[arg-type]
+                spots.append(Blind(alike, phase, layer.describe(phase), length))
     return tuple(spots)

@@ -249,8 +249,17 @@ def _generate(base: PreTrainedModel, rows: int, prompt_length: int, length: int,
         settings.pad_token_id = 0  # no row ends early: it is asked for, and not used
     ids_BP = prompt_1P.expand(rows, -1).contiguous().to(base.device)
     generate: Any = base.generate
-    with torch.no_grad():
-        generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=settings)
+    try:
+        with torch.no_grad():
+            generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=settings)
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:  # what a model or a kernel does not know
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{type(base).__name__}: cannot be audited, because generate() fails on {rows} equal rows of "
+            f"{prompt_length} tokens, with attention in another precision: {reason}"
+        ) from error
 
 
 def _tokens(base: PreTrainedModel, number: int, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swaa.report.explain import index_runs
@@ -15,7 +15,7 @@ def audit_text(data: Mapping[str, Any]) -> str:
 
 def _lines(data: Mapping[str, Any]) -> Iterator[str]:
     verdict = "agrees with" if data["agrees"] else "DIFFERS from"
-    yield f"{data['model']} {verdict} {data['source']}: {data['policy']}"
+    yield f"{data['model']} {verdict} {data['source']}" + (f": {data['policy']}" if data["policy"] else "")
     probed = [index for layer in data["layers"] for index in layer["layers"]]
     total = data["pairs"] * data["num_heads"] * len(probed)
     decoded = data["length"] - data["prompt_length"]
@@ -29,10 +29,10 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
     for index, kind in data["not_probed"]:
         yield f"layer {index}: not probed, it is no attention but {kind}"
     for spot in data["blind"]:
+        mend = f"Give --seq-len {spot['length']}." if spot["length"] else "The model has no positions for more."
         yield (
             f"blind: in {data['length']} tokens with these keys no {spot['phase']} query shows what {spot['policy']} "
-            f"hides (layers {index_runs(spot['layers'])}), and full attention would look the same. "
-            f"Give --seq-len {spot['length']}."
+            f"hides ({_layers(spot['layers'])}), and full attention would look the same. {mend}"
         )
     drawn = min((layer for layer in data["layers"] if layer["drawing"]), key=_size, default=None)
     if drawn is not None:
@@ -43,17 +43,22 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
 def _layer(layer: Mapping[str, Any], num_heads: int) -> Iterator[str]:
     same = layer["prefill"] == layer["decode"]
     declared = layer["prefill"] if same else f"prefill: {layer['prefill']}; decode: {layer['decode']}"
-    where = f"layers {index_runs(layer['layers'])}"
+    where, many = _layers(layer["layers"]), len(layer["layers"]) > 1
     if not layer["differences"]:
-        yield f"{where}: agree with {declared}"
+        yield f"{where}: {'agree' if many else 'agrees'} with {declared}"
         return
     heads = "all heads" if len(layer["heads"]) == num_heads else f"heads {index_runs(layer['heads'])}"
     leaks, missing = layer["leaks"], layer["missing"]
-    yield f"{where}: DIFFER from {declared}"
-    yield f"    in each layer {leaks:,} pairs leak and {missing:,} are missing, in {heads}; the first ones:"
+    yield f"{where}: {'DIFFER' if many else 'DIFFERS'} from {declared}"
+    each = " in each" if many else ""
+    yield f"    {leaks:,} pairs leak and {missing:,} are missing{each}, in {heads}; the first ones:"
     for one in layer["differences"]:
         what = "declared visible, but no influence" if one["declared"] else "declared hidden, but it influences"
         yield f"    {one['phase']}, head {one['head']}: query {one['query']}, key {one['key']}: {what}"
+
+
+def _layers(indices: Sequence[int]) -> str:
+    return f"layer{'s' if len(indices) > 1 else ''} {index_runs(indices)}"
 
 
 def _size(layer: Mapping[str, Any]) -> int:
