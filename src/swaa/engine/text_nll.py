@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swaa.errors import UserError
+from swaa.hf.ahead import refuse_scored_prompt
+from swaa.hf.spec import saved_policy
 
 _BLOCK = 256
 """Positions whose logits are in float32 at a time."""
@@ -89,7 +91,7 @@ def text_nll(model: Any, tokenizer: Any, text: str, *, num_tokens: int, window: 
 def token_nll(model: Any, ids: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """The negative log-likelihood of each token but the first, given those before it, under the prefill policy.
 
-    The tokens are one prompt: none of them decodes.
+    The tokens are one prompt: none of them decodes. So a policy that looks ahead in the prompt is refused.
 
     Args:
         model: in eval mode.
@@ -100,6 +102,7 @@ def token_nll(model: Any, ids: Tensor, *, chunk_size: int | None = None) -> Tens
     Returns:
         float64 [S - 1] on the CPU, in nats.
     """
+    refuse_scored_prompt(saved_policy(model.config), "the likelihood of a text")
     row, size = ids.unsqueeze(0).to(model.device), len(ids)
     if chunk_size is None or size <= chunk_size:
         with torch.no_grad():

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from swaa.errors import UserError, invalid
 from swaa.harness.policy import PolicyLike, chosen_policy
 from swaa.harness.scoring import Request, Row, padded, prompt_lengths, rows
+from swaa.hf.ahead import refuse_scored_prompt
 from swaa.hf.apply import apply_policy
 from swaa.hf.loading import model_source
 from swaa.hf.mark import mark_expected
@@ -123,7 +124,10 @@ class SwaaLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     ) -> list[tuple[float, bool]]:
         """The answers to tokenised requests, in their order; ``override_bs`` goes before the batch size."""
         checked = [self._checked(index, Request(*request)) for index, request in enumerate(requests)]
-        by_phase = policy_on(self.model.config).by_phase
+        on = policy_on(self.model.config)
+        if any(request.is_rolling for request in checked):
+            refuse_scored_prompt(on.policy, "a rolling log-likelihood")
+        by_phase = on.by_phase
         waiting = rows(checked, by_phase=by_phase, share=self.logits_cache)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(checked)
         with tqdm(total=len(checked), disable=disable_tqdm or self.rank != 0, desc="Log-likelihoods") as progress:

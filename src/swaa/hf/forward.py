@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from swaa.errors import UserError, invalid
+from swaa.hf.ahead import check_told, check_whole
 from swaa.hf.cache import evict_in
 from swaa.hf.prompt import (
     BOOKS,
@@ -33,6 +34,7 @@ from swaa.hf.prompt import (
     undeclared,
 )
 from swaa.hf.spec import policy_on, text_config
+from swaa.policies import AttentionPolicy
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +74,13 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         prompt = _prompt_of_cache(decoder, cache, seen, tokens, prompt)
         prompt = replace(prompt, packed=packed is not None, started=True)
         remember(cache, prompt)
+    policy = policy_on(decoder.config)
+    if policy.policy.sees_ahead():
+        check_told(policy.policy, prompt, _why_tell(decoder, kwargs, packed is not None))
+        if prompt is not None:
+            check_whole(policy.policy, prompt, seen, tokens.shape[1], kwargs.get("attention_mask"))
     books = getattr(cache, BOOKS, None)
     if books is not None:
-        policy = policy_on(decoder.config)
         phased = prompt if policy.by_phase else None
         books.begin(policy.policy, tokens.shape[1], kwargs.get("attention_mask"), seen, phased)
     kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache, decode_mask)
@@ -102,8 +108,10 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     Only the number of logits asked for shows it. The first forward pass of assisted decoding holds prompt and draft
     together, and the draft may be taken back; generation without a cache runs the whole sequence anew for each token.
     """
-    logits, cache = kwargs.get("logits_to_keep"), kwargs.get("past_key_values")
     policy = policy_on(model.config)
+    if policy.policy.sees_ahead():
+        _check_labels(model, policy.policy, args, kwargs)
+    logits, cache = kwargs.get("logits_to_keep"), kwargs.get("past_key_values")
     if not isinstance(logits, int) or kwargs.get("decode_mask") is not None:
         return
     if logits > 1 and cache is not None and _evicting(model, cache, kwargs) is cache and hasattr(cache, BOOKS):
@@ -120,6 +128,23 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         if known is None or not known.declared:
             reason = f"{logits} logits are wanted of the cache's first forward pass (assisted decoding)"
             raise undeclared(policy.policy, reason)
+
+
+def _why_tell(decoder: nn.Module, kwargs: dict[str, Any], packed: bool) -> str | None:
+    """Why a forward pass need not be a prompt alone; None where it is the first one of a cache."""
+    if decoder.training:
+        return "in training"
+    if packed:
+        return "over packed documents"
+    cached = kwargs.get("past_key_values") is not None or _makes_a_cache(decoder, kwargs)
+    return None if cached else "without a cache"
+
+
+def _check_labels(model: nn.Module, policy: AttentionPolicy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse labels of a policy that looks ahead where the prompt's end is not told."""
+    given = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+    if given.get("labels") is not None and given.get("prompt_lengths") is None:
+        check_told(policy, None, "with labels")
 
 
 def _prompt_of_cache(decoder: nn.Module, cache: Any, seen: int, tokens: Tensor, given: Prompt | None) -> Prompt:
