@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -17,11 +17,15 @@ from swaa.hf.attention import register_attention
 from swaa.hf.forward import after_forward, before_forward, before_model
 from swaa.hf.mark import mark, unmark
 from swaa.hf.masks import register_masks
+from swaa.hf.sinks import add_sinks, check_sinks, remove_sinks
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, make_spec, text_config
-from swaa.policies import AttentionPolicy, BoundPolicy, parse_policy
+from swaa.policies import AttentionPolicy, parse_policy
+from swaa.policies.scores import LayerScores, Scores, parse_scores
 
 register_attention()
 register_masks()
+
+ScoresLike = Scores | str | Mapping[str, Any] | Sequence[Any]
 
 _MISSING = object()
 NO_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "recurrent", "moe"})
@@ -32,9 +36,15 @@ class PolicyHandle:
     """A policy on a model: a context manager, and a handle with :meth:`remove`. Made by :func:`apply_policy`."""
 
     def __init__(
-        self, base: PreTrainedModel, decoder: PreTrainedModel, policy: AttentionPolicy, spec: dict[str, Any]
+        self,
+        base: PreTrainedModel,
+        decoder: PreTrainedModel,
+        policy: AttentionPolicy,
+        scores: Scores | None,
+        spec: dict[str, Any],
     ) -> None:
         self.policy = policy
+        self.scores = scores
         self._base = base
         self._decoder = decoder
         self._spec = spec
@@ -45,10 +55,13 @@ class PolicyHandle:
         self._previous_implementation = decoder.config._attn_implementation
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._marked = False
+        self._learning: list[torch.nn.Module] = []
+        """Attention modules with a parameter of learned sink logits."""
         self._removed = False
 
     def _install(self) -> PolicyHandle:
         decoder = self._decoder
+        self._learning = add_sinks(decoder, _layer_scores(decoder.config, self._spec))
         if before_forward not in decoder._forward_pre_hooks.values():
             self._hooks = [
                 decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
@@ -62,7 +75,9 @@ class PolicyHandle:
         return self
 
     @contextmanager
-    def using(self, policy: AttentionPolicy | str | Mapping[str, Any]) -> Iterator[None]:
+    def using(
+        self, policy: AttentionPolicy | str | Mapping[str, Any], scores: ScoresLike | None = "keep"
+    ) -> Iterator[None]:
         """Inside the block the model runs under another policy, with the kernel and eviction of this handle.
 
         Cheap, for a teacher's forward pass or a validation within training: nothing is installed or taken off. Blocks
@@ -71,6 +86,8 @@ class PolicyHandle:
 
         Args:
             policy: as in :func:`apply_policy`. ``self.policy`` stays the one that was applied.
+            scores: as in :func:`apply_policy`, or ``"keep"`` for those in force outside the block. Sink logits can be
+                learned only where those that were applied are.
 
         Raises:
             UserError: the model cannot run under the policy; this handle has been removed; another policy is on top.
@@ -79,7 +96,11 @@ class PolicyHandle:
             raise UserError(f"{self.policy}: the policy was removed from the model. Apply it again, with apply_policy.")
         self._check_that_nothing_is_on_top()
         outside = self._spec
-        spec = _checked_spec(self._decoder.config, parse_policy(policy), outside["kernel"], outside["evict"])
+        config = self._decoder.config
+        chosen = outside.get("scores") if scores == "keep" else scores
+        changes = None if chosen is None else parse_scores(chosen)
+        spec = _checked_spec(config, parse_policy(policy), changes, kernel=outside["kernel"], evict=outside["evict"])
+        check_sinks(self._decoder, _layer_scores(config, spec))
         self._put(spec)
         self._blocks += 1
         try:
@@ -117,6 +138,7 @@ class PolicyHandle:
             hook.remove()
         if self._marked:
             unmark(self._base)
+        remove_sinks(self._learning)
         if self._previous_spec is _MISSING:
             delattr(config, ATTRIBUTE)
         else:
@@ -139,6 +161,7 @@ class PolicyHandle:
 def apply_policy(
     model: torch.nn.Module,
     policy: AttentionPolicy | str | Mapping[str, Any],
+    scores: ScoresLike | None = None,
     *,
     kernel: str = "auto",
     evict: bool = True,
@@ -158,6 +181,9 @@ def apply_policy(
     Args:
         model: a causal language model of transformers, or a PEFT wrapper around one.
         policy: a policy, an expression such as ``"SlidingWindow(128)"``, or its dict form.
+        scores: what becomes of attention scores besides, such as ``ALiBi() + SoftCap(30.0)``, or an expression or its
+            list form; None leaves them as they are. The model's own soft cap and sink logits stay, and come first.
+            Learned sink logits become parameters of the attention layers, trained and saved with the others.
         kernel: ``"auto"`` (chosen by :func:`swaa.compiler.plan.choose_kernel`), ``"flex"``, ``"blockwise"`` or
             ``"dense"``.
         evict: free cached keys that no token to come may see: an empty ``DynamicCache``, and so ``generate()``'s own,
@@ -169,15 +195,28 @@ def apply_policy(
     check_kernel_request(kernel)
     parsed = parse_policy(policy)
     base, decoder = _base_and_decoder(model)
-    spec = _checked_spec(decoder.config, parsed, kernel, evict)
-    return PolicyHandle(base, decoder, parsed, spec)._install()
+    changes = None if scores is None else parse_scores(scores)
+    spec = _checked_spec(decoder.config, parsed, changes, kernel=kernel, evict=evict)
+    return PolicyHandle(base, decoder, parsed, changes, spec)._install()
 
 
-def _checked_spec(config: Any, policy: AttentionPolicy, kernel: str, evict: bool) -> dict[str, Any]:
-    """The spec of a policy that the model can run under."""
-    spec = make_spec(policy, kernel, evict)
-    bound = PolicyOnModel(spec, config.num_hidden_layers).bound(config.num_attention_heads)  # refuses what is not there
-    _refuse_where_there_is_no_attention(config, bound)
+def _layer_scores(config: Any, spec: dict[str, Any]) -> Sequence[LayerScores]:
+    """The score modifications of every layer; none at all where there are none."""
+    return PolicyOnModel(spec, config.num_hidden_layers).bound_scores(config.num_attention_heads)
+
+
+def _checked_spec(
+    config: Any, policy: AttentionPolicy, scores: Scores | None, *, kernel: str, evict: bool
+) -> dict[str, Any]:
+    """The spec of a policy and scores that the model can run under."""
+    spec = make_spec(policy, kernel, evict, scores)
+    on_model = PolicyOnModel(spec, config.num_hidden_layers)
+    layers = on_model.bound(config.num_attention_heads).layers  # refuses what is not there
+    restricted = [index for index, layer in enumerate(layers) if not layer.is_full]
+    _refuse_where_there_is_no_attention(config, repr(policy), restricted)
+    changed = on_model.bound_scores(config.num_attention_heads)
+    restricted = [index for index, layer in enumerate(changed) if not layer.is_nothing]
+    _refuse_where_there_is_no_attention(config, repr(scores), restricted)
     return spec
 
 
@@ -209,15 +248,20 @@ def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrain
     return base, decoder
 
 
-def _refuse_where_there_is_no_attention(config: Any, bound: BoundPolicy) -> None:
-    """Hybrid models have layers that mix tokens by recurrence or convolution, which no policy can restrict."""
+def _refuse_where_there_is_no_attention(config: Any, what: str, layers: Sequence[int]) -> None:
+    """Hybrid models have layers that mix tokens by recurrence or convolution, which no policy can restrict.
+
+    Args:
+        what: the policy or scores, for the message.
+        layers: where it does something.
+    """
     kinds = getattr(config, "layer_types", None) or ()
     other = {index: kind for index, kind in enumerate(kinds) if kind in NO_ATTENTION}
-    missed = [index for index in other if not bound.layers[index].is_full]
+    missed = [index for index in layers if index in other]
     if missed:
-        attention = [index for index in range(len(bound.layers)) if index not in other]
+        attention = [index for index in range(config.num_hidden_layers) if index not in other]
         raise UserError(
-            f"{bound.policy}: layer {missed[0]} of {config.model_type!r} is {other[missed[0]]!r}, not attention, and "
+            f"{what}: layer {missed[0]} of {config.model_type!r} is {other[missed[0]]!r}, not attention, and "
             f"no policy can restrict it. Name the layers that are attention: .on_layers({attention})."
         )
 

@@ -12,7 +12,9 @@ from swaa.hf.cache import PolicyLayer
 from swaa.hf.masks import MaskPlan
 from swaa.hf.native import restrict
 from swaa.hf.prompt import CONTEXT_KEY, ForwardContext
+from swaa.hf.sinks import PARAMETER
 from swaa.hf.spec import IMPLEMENTATION
+from swaa.policies.scores import LayerScores
 
 _UNSUPPORTED = {
     "position_bias": "an additive position bias",
@@ -67,13 +69,17 @@ def policy_attention(
         context.arrived = True
     layer = attention_mask.policy.layer(layer_index, query_BHQD.shape[1])
     expected_heads = getattr(getattr(module, "config", None), "num_attention_heads", query_BHQD.shape[1])
-    if layer.by_head and query_BHQD.shape[1] != expected_heads:
+    scores = attention_mask.policy.layer_scores(layer_index, query_BHQD.shape[1])
+    if (layer.by_head or scores is not None) and query_BHQD.shape[1] != expected_heads:
         raise UserError(
-            f"{owner}: the policy names heads, and only {query_BHQD.shape[1]} of the model's {expected_heads} are here "
-            f"(tensor parallelism?), so which they are is unknown. Use a policy without heads, or one device."
+            f"{owner}: the policy {'' if scores is None else 'or its scores '}names heads, and only "
+            f"{query_BHQD.shape[1]} of the model's {expected_heads} are here (tensor parallelism?), so which they are "
+            f"is unknown. Use a policy without heads, or one device."
         )
     visible = restrict(layer, attention_mask.native)
     options: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap, "sink_logits_H": s_aux}
+    if scores is not None:
+        options |= {"scores": scores, "learned_sinks_H": _learned_sinks(module, scores)}
     held = _held(context, layer_index)
     if held is not None and held.is_split:
         kernel = attention_mask.policy.kernel
@@ -84,6 +90,19 @@ def policy_attention(
     if held is not None:
         held.settle(visible)
     return out_BHQD.transpose(1, 2).contiguous(), None
+
+
+def _learned_sinks(module: nn.Module, scores: LayerScores) -> Tensor | None:
+    """The layer's parameter, where its sink logits are learned."""
+    if not scores.learns:
+        return None
+    logits_H: Tensor | None = getattr(module, PARAMETER, None)
+    if logits_H is None:
+        raise UserError(
+            f"{type(module).__name__}: the scores on the config learn sink logits, and the layer has no parameter for "
+            f"them. Use swaa.apply_policy(model, policy, scores), or swaa.load."
+        )
+    return logits_H
 
 
 def _held(context: Any, layer_index: int) -> PolicyLayer | None:

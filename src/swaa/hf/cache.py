@@ -25,6 +25,7 @@ from swaa.hf.books import CacheBooks, KeyPart
 from swaa.hf.prompt import BOOKS, declare_prompt, remembered
 from swaa.hf.spec import read_spec, text_config
 from swaa.policies.bound import LayerPolicy
+from swaa.policies.scores import LayerScores
 
 
 class PolicyLayer(DynamicLayer):
@@ -88,7 +89,7 @@ class PolicyLayer(DynamicLayer):
 
         Args:
             key_BGKD: what :meth:`update` returned.
-            options: scale, dropout, softcap and sink logits of :meth:`AttentionProgram.attend`.
+            options: scale, dropout, softcap, sink logits and scores of :meth:`AttentionProgram.attend`.
 
         Returns:
             [B, H, Q, D]
@@ -100,21 +101,25 @@ class PolicyLayer(DynamicLayer):
                 "past_key_values: this model changes keys or values behind the cache, and heads that hold different "
                 "keys cannot be evicted then. Apply the policy with evict=False."
             )
-        sinks_H = options.pop("sink_logits_H", None)
+        by_head = {name: options.pop(name, None) for name in ("sink_logits_H", "learned_sinks_H")}
+        scores: LayerScores | None = options.pop("scores", None)
         out_BHQD = query_BHQD.new_empty(*query_BHQD.shape[:3], value_BGKD.shape[-1])
         for part in self.parts:
             at, used = list(part.heads.query_heads), part.table.write(self._step).used
             keys, values = part.keys[:, :, :used], part.values[:, :, :used]
-            mine = None if sinks_H is None else sinks_H[at]
-            out_BHQD[:, at] = self._attend(part, query_BHQD[:, at], keys, values, kernel, sink_logits_H=mine, **options)
+            mine = {name: None if one is None else one[at] for name, one in by_head.items()}
+            own = None if scores is None else scores.of_heads(part.heads.query_heads)
+            out_BHQD[:, at] = self._attend(part, query_BHQD[:, at], keys, values, kernel, scores=own, **mine, **options)
         return out_BHQD
 
     def _attend(
         self, part: KeyPart, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, kernel: str, **options: Any
     ) -> Tensor:
         device = query_BHQD.device
-        if query_BHQD.shape[2] == 1 and not part.heads.policy.by_content:
+        scores, learned = options.pop("scores", None), options.pop("learned_sinks_H", None)
+        if query_BHQD.shape[2] == 1 and not part.heads.policy.by_content and scores is None:
             return dense_attention(query_BHQD, key_BGKD, value_BGKD, self._books.mask(part.table, device), **options)
+        options |= {"scores": scores, "learned_sinks_H": learned}
         program = self._books.program(part.table, device, kernel)
         return program.attend(part.heads.policy, query_BHQD, key_BGKD, value_BGKD, **options)
 

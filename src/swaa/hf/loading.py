@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.errors import UserError, invalid, unknown
-from swaa.hf.apply import apply_policy
+from swaa.hf.apply import ScoresLike, apply_policy
 from swaa.hf.mark import mark_expected
-from swaa.hf.spec import read_spec, saved_policy
+from swaa.hf.sinks import restore_sinks
+from swaa.hf.spec import read_spec, saved_policy, saved_scores
 from swaa.hf.weights import CATALOGUE, fetch
+from swaa.policies import FullAttention
 
 if TYPE_CHECKING:
     from swaa.policies import AttentionPolicy
@@ -34,6 +36,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def load(
     name_or_path: str | Path,
     policy: AttentionPolicy | str | Mapping[str, Any] | None = None,
+    scores: ScoresLike | None = None,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
@@ -49,6 +52,8 @@ def load(
             wins over a folder of that name; write ``./name`` for the folder.
         policy: what each query may attend to: a policy, the Python expression that makes one, or its dict.
             None takes the policy saved with the checkpoint, if any; `FullAttention()` overrides a saved one.
+        scores: what becomes of attention scores besides, see `swaa.hf.apply.apply_policy`. None takes those saved with
+            the checkpoint, if any, with the sink logits that they have learned.
         dtype: "auto" is the checkpoint's own on every device, so that moving to another device never changes
             the precision (catalogue models are float32); else one of `DTYPES` by name, or a torch dtype.
         device: "auto" is CUDA if there is a CUDA device, else the CPU; else a torch device.
@@ -71,9 +76,13 @@ def load(
     model = model.to(torch_device).eval()
     spec = read_spec(model.config) or {}
     policy = saved_policy(model.config) if policy is None else policy
-    if policy is not None:
+    changes = saved_scores(model.config) if scores is None else scores
+    if policy is not None or changes is not None:
         options = {name: spec[name] for name in ("kernel", "evict") if name in spec}
-        apply_policy(model, policy, **(options if kernel is None else options | {"kernel": kernel}))
+        options = options if kernel is None else options | {"kernel": kernel}
+        apply_policy(model, FullAttention() if policy is None else policy, changes, **options)
+        if scores is None:
+            restore_sinks(model, source)
     return model, tokenizer
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from swaa.hf.sinks import PARAMETER
+
 MARK = "policy_is_off_unless_loaded_with_swaa"
 """The buffer's name."""
 
@@ -48,7 +50,10 @@ _hooks: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDiction
 
 @contextmanager
 def mark_expected() -> Iterator[None]:
-    """Inside the block, transformers does not report a checkpoint of which nothing is unexpected but the mark."""
+    """Inside the block, transformers does not report a checkpoint in which only swaa's own tensors are unexpected.
+
+    These are the mark, and learned sink logits.
+    """
     logger = logging.getLogger(_LOADER)
     quiet = _OnlyTheMark()
     logger.addFilter(quiet)
@@ -59,9 +64,10 @@ def mark_expected() -> Iterator[None]:
 
 
 class _OnlyTheMark(logging.Filter):
-    """Holds back the loading report whose single entry is the mark."""
+    """Holds back the loading report of which every entry is swaa's, the mark one of them."""
 
     def filter(self, record: Any) -> bool:
         report = record.getMessage()
         entries = [line for line in report.splitlines() if " | " in line and "Status" not in line]
-        return not (len(entries) == 1 and MARK in entries[0])
+        ours = [MARK in entry or PARAMETER in entry for entry in entries]
+        return not (any(MARK in entry for entry in entries) and all(ours))

@@ -64,6 +64,11 @@ class LayerScores:
         """For each head, what its learned sink logit begins with: one value, or none."""
         return self._sinks(lambda sink: sink.learned)
 
+    @property
+    def learns(self) -> bool:
+        """Is any of the sink logits learned?"""
+        return any(self.learned_sinks)
+
     def of_heads(self, chosen: tuple[int, ...]) -> LayerScores:
         """What some of these heads apply, counted anew from 0."""
         mods_of = {head: mods for heads, mods in self.groups for head in heads}
