@@ -18,21 +18,28 @@ EVERYTHING, NOTHING = Atom("FullAttention"), Complement(Atom("FullAttention"))
 Vector = list[float]
 
 
+def block_means(keys: Sequence[Slot], vectors: Sequence[Vector], size: int) -> dict[tuple[int, int], list[Vector]]:
+    """The keys of each block of each document, and behind them, where the block is whole, their mean."""
+    members: dict[tuple[int, int], list[Vector]] = {}
+    for key, vector in zip(keys, vectors, strict=True):
+        if key.position is not None:
+            members.setdefault((key.document, key.position // size), []).append(vector)
+    for block in members.values():
+        if len(block) == size:
+            block.append([sum(values) / size for values in zip(*block, strict=True)])
+    return members
+
+
 def top_blocks(
-    query: Slot, vector: Vector, keys: Sequence[Slot], vectors: Sequence[Vector], size: int, number: int
+    query: Slot, vector: Vector, means: dict[tuple[int, int], list[Vector]], size: int, number: int
 ) -> set[int]:
     """The blocks of its own document that a query chooses, its own block among them."""
     assert query.position is not None
     own = query.position // size
     scored = []
     for block in range(own):
-        members = [
-            vectors[slot]
-            for slot, key in enumerate(keys)
-            if key.position is not None and key.document == query.document and key.position // size == block
-        ]
+        *members, mean = means[query.document, block]
         assert len(members) == size
-        mean = [sum(member[d] for member in members) / size for d in range(len(vector))]
         scored.append((-sum(a * b for a, b in zip(vector, mean, strict=True)), block))
     return {own} | {block for _, block in sorted(scored)[:number]}
 
@@ -90,13 +97,14 @@ def mask(recipe: Recipe, scene: oracle.Scene, model: Model, layer: int, query_BH
         result.append([])
         for head in range(model.heads):
             vectors = key_BGKD[b, head // group].tolist()
+            means = {args: block_means(keys, vectors, args[0]) for args in wanted}
             rows = []
             for slot, query in enumerate(queries):
                 if query.position is None:
                     rows.append([False] * len(keys))
                     continue
                 vector = query_BHQD[b, head, slot].tolist()
-                blocks = {args: top_blocks(query, vector, keys, vectors, *args) for args in wanted}
+                blocks = {args: top_blocks(query, vector, means[args], *args) for args in wanted}
                 rows.append([_sees(recipe, model, layer, head, query, key, blocks) for key in keys])
             result[-1].append(rows)
     return result
@@ -112,6 +120,8 @@ def _sees(
     blocks: dict[tuple[int, ...], set[int]],
 ) -> bool:
     if key.position is None or query.position is None or key.document != query.document:
+        return False
+    if key.position > query.position:
         return False
     truth = {args: key.position // args[0] in chosen for args, chosen in blocks.items()}
     return oracle.sees(resolved(recipe, truth), model, layer, head, query.phase, query.position, key.position)

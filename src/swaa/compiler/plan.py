@@ -104,8 +104,6 @@ def choose_kernel(layer: LayerPolicy, job: Job, requested: str = "auto") -> Kern
         return KernelPlan(Kernel.DENSE, "one query")
     obstacle = _flex_obstacle(job)
     on_cpu = job.device_type == "cpu"
-    if layer.by_content and on_cpu:  # hardly two blocks have the same mask, which is what blockwise lives by
-        return KernelPlan(Kernel.DENSE, "chosen by content, each query for itself")
     if requested == "flex":
         if obstacle:
             raise UserError(f"kernel: 'flex' was asked for, but {obstacle}. Use kernel='auto', 'blockwise' or 'dense'.")
@@ -114,6 +112,8 @@ def choose_kernel(layer: LayerPolicy, job: Job, requested: str = "auto") -> Kern
         return KernelPlan(Kernel.BLOCKWISE, "asked for")
     if is_causal and job.in_runs:
         return KernelPlan(Kernel.CAUSAL, f"{full}, in runs of tokens")
+    if layer.by_content and on_cpu:  # hardly two blocks have the same mask, which is what blockwise lives by
+        return KernelPlan(Kernel.DENSE, "chosen by content, each query for itself")
     shape = "sparse mask" if not layer.is_full else "padded or offset" if not job.is_square else "changed scores"
     if obstacle is None and job.has_sink_logits and not on_cpu:
         obstacle = "sink logits run on it only where it is asked for: proven on CPU alone"
