@@ -67,7 +67,7 @@ def sees_ahead(recipe: Recipe, model: Model, layer: int, head: int, q: int, k: i
 class Prompts:
     """Where the prompts of one sample end, by document."""
 
-    told: int | None | tuple[int, ...]
+    told: int | tuple[int, ...] | None
     tokens: int = FAR
     """Tokens that have come: none is seen that has not."""
 
