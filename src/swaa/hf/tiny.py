@@ -27,13 +27,14 @@ def tiny_model(num_layers: int = 2, num_heads: int = 2, num_kv_heads: int = 1, *
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float64)
-    return model.eval()
+        model: PreTrainedModel = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float64)
+    model.eval()
+    return model
 
 
 def generate(model: PreTrainedModel, prompt_BP: Tensor, new_tokens: int, *, use_cache: bool = True) -> Tensor:
     """Greedy tokens [B, P + new], by transformers' own generation."""
-    tokens: Tensor = model.generate(
+    tokens: Tensor = model.generate(  # type: ignore[operator]
         prompt_BP,
         attention_mask=torch.ones_like(prompt_BP),
         max_new_tokens=new_tokens,

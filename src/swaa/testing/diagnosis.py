@@ -157,6 +157,8 @@ def raised(error: Exception, doing: str) -> Failure:
     cause: BaseException = error.__cause__ or error
     first = str(cause).splitlines()[0] if str(cause) else "no message"
     name, mend = "an error in the policy", "Mend the line."
+    if not author_line(cause):
+        name, mend = "an error in swaa", "Where the message is not about the policy, report it with this output."
     if "truth value" in first.lower() or "ambiguous" in first.lower() or "data-dependent" in first.lower():
         name, mend = "data-dependent branch", "Write it with & | ^ ~ and comparisons, elementwise."
     return Failure(name, f"{doing}: {type(cause).__name__}: {first}{author_line(cause)}", mend)

@@ -167,7 +167,7 @@ def subject_of(policy: object, *, oracle: Oracle | None = None, flex: bool = Tru
                 )
         return Subject(policy.__name__, examples, policy, oracle, flex)
     if callable(policy) and hasattr(policy, "examples"):  # a pattern: a function that composes a policy
-        name = getattr(policy, "name", None) or getattr(policy, "__name__", repr(policy))
+        name = str(getattr(policy, "name", policy))
         return _without_oracle(Subject(name, _examples(policy.examples(), name), flex=flex), oracle)
     if isinstance(policy, AttentionPolicy | str | dict):
         parsed = parse_policy(policy)

@@ -56,7 +56,7 @@ def purity(subject: Subject) -> Failure | Note:
             return Failure("state shared between calls", f"{predicate!r} changes its own fields when asked", _STATE)
         positions = torch.arange(8)
         grids = [predicate.visible(positions[:, None], positions) for _ in range(2)]  # type: ignore[arg-type]
-        if isinstance(grids[0], Tensor) and not torch.equal(*grids):  # type: ignore[arg-type]
+        if isinstance(grids[0], Tensor) and not torch.equal(*grids):
             return _state(predicate, tuple((grids[0] != grids[1]).nonzero()[0].tolist()), "asked twice on tensors")
     return passed(f"{len(pairs)} pairs, four orders")
 
@@ -102,7 +102,7 @@ def _run_of_distances(policy: Predicate, size: int) -> int | None:
 
 def _windows(policy: Predicate, size: int) -> tuple[Tensor, Tensor]:
     length = size + 3
-    effective = Reader().table(dataclasses.replace(policy, window_size=size), length)  # type: ignore[type-var]
+    effective = Reader().table(dataclasses.replace(policy, window_size=size), length)
     distance = torch.arange(length)[:, None] - torch.arange(length)
     beside = effective & (distance > size)  # what else it shows, such as sinks
     return ((distance >= 0) & (distance < size)) | beside, effective
