@@ -49,6 +49,17 @@ from swaa.policies import (
     rule,
     stack,
 )
+from swaa.policies.scores import (
+    ALiBi,
+    ScoreMod,
+    Scores,
+    SinkLogits,
+    SoftCap,
+    parse_scores,
+    register_score,
+    score_names,
+    scores_to_list,
+)
 
 if TYPE_CHECKING:
     from swaa.hf import PolicyCache, PolicyHandle, apply_policy, declare_prompt, load, saved_policy
@@ -56,6 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALiBi",
     "AShape",
     "AttentionPolicy",
     "BidirectionalPrefix",
@@ -82,9 +94,13 @@ __all__ = [
     "PrefixLM",
     "RandomBlocks",
     "RandomKeys",
+    "ScoreMod",
+    "Scores",
+    "SinkLogits",
     "SinkTokens",
     "SlashLines",
     "SlidingWindow",
+    "SoftCap",
     "StreamingHeads",
     "StreamingLLM",
     "StridedAttention",
@@ -100,12 +116,16 @@ __all__ = [
     "every",
     "load",
     "parse_policy",
+    "parse_scores",
     "policy_names",
     "policy_to_dict",
     "register_pattern",
     "register_policy",
+    "register_score",
     "rule",
     "saved_policy",
+    "score_names",
+    "scores_to_list",
     "stack",
 ]
 

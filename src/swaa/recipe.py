@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from swaa.errors import UserError, invalid
 from swaa.policies import AttentionPolicy, parse_policy, policy_to_dict
+from swaa.policies.scores import Scores, parse_scores, scores_to_list
 from swaa.prompting import Prompting
 from swaa.reading import build, check_choice, check_mapping, check_number, check_text, check_whole, within
 
@@ -82,6 +83,8 @@ class Recipe:
         prompting: how questions are asked. A string or mapping is parsed by :meth:`Prompting.parse`.
         decoding: how answer tokens are chosen.
         fine_tuning: what the weights were trained with, and None for the model as it is.
+        scores: what becomes of attention scores besides; None leaves them as they are. What is no ``Scores`` is parsed
+            by ``parse_scores``.
     """
 
     name: str
@@ -89,12 +92,21 @@ class Recipe:
     prompting: Prompting = field(default_factory=Prompting)
     decoding: Decoding = field(default_factory=Decoding)
     fine_tuning: FineTuned | None = None
+    scores: Scores | None = None
 
     def __post_init__(self) -> None:
         check_text("Recipe.name", self.name)
         with within("Recipe.policy"):
             object.__setattr__(self, "policy", parse_policy(self.policy))
+        if self.scores is not None:
+            with within("Recipe.scores"):
+                object.__setattr__(self, "scores", parse_scores(self.scores))
         object.__setattr__(self, "prompting", Prompting.parse(self.prompting, "Recipe.prompting"))
+        if self.scores is not None and self.fine_tuning is not None:
+            raise UserError(
+                "Recipe.scores: fine-tuning trains without score modifications, so the weights would not fit them. "
+                "Leave out fine_tuning, or scores."
+            )
         budget, room = self.prompting.budget, self.decoding.max_new_tokens
         if budget is not None and budget >= room:
             raise UserError(
@@ -119,6 +131,8 @@ class Recipe:
         }
         if self.fine_tuning is not None:  # absent otherwise, so that a model as it is keeps its hash
             values["fine_tuning"] = dataclasses.asdict(self.fine_tuning)
+        if self.scores is not None:  # so, too, a model whose scores stay as they are
+            values["scores"] = scores_to_list(self.scores)
         return values
 
     @classmethod

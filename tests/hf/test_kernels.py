@@ -110,13 +110,12 @@ def test_without_a_compiler_flex_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         run(build(), "flex", padded(rows_of(*LENGTHS)))
 
 
-def test_sink_logits_keep_their_kernel_and_flex_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_sink_logits_run_on_each_kernel_and_flex_is_refused_where_they_are_trained() -> None:
     model, batch = build("gpt_oss"), padded(rows_of(30, 11))
-    with caplog.at_level(logging.INFO, logger="swaa"):
-        torch.testing.assert_close(run(model, "auto", batch), run(model, "dense", batch))
-    assert [record.message for record in caplog.records if "s_aux" in record.message]
-    with pytest.raises(swaa.UserError, match="'flex' was asked for, but sink logits"):
-        run(model, "flex", batch)
+    torch.testing.assert_close(run(model, "auto", batch), run(model, "dense", batch))
+    refused = pytest.raises(swaa.UserError, match="'flex' was asked for, but sink logits that are trained")
+    with swaa.apply_policy(model, swaa.SlidingWindow(5), kernel="flex"), refused:
+        model(**batch)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_ls(subparsers: Subparsers) -> None:
-    """``swaa ls policies|tasks|models``"""
+    """``swaa ls policies|scores|tasks|models``"""
     parser = subparsers.add_parser("ls", help="list what there is")
     parser.add_argument("what", choices=sorted(LISTINGS))
     add_plugins(parser)
@@ -43,6 +43,14 @@ def list_policies() -> list[tuple[str, ...]]:
 
     ordered = sorted(zoo_entries(), key=lambda entry: (entry.kind != "policy", entry.name))
     return [(entry.name, entry.kind, entry.summary.replace("`", ""), entry.examples[0].text) for entry in ordered]
+
+
+def list_scores() -> list[tuple[str, ...]]:
+    """Name, meaning and an example of each score modification."""
+    from swaa.policies.scores import get_score, score_names
+
+    classes = [get_score(name) for name in score_names()]
+    return [(kind.__name__, _summary(kind).replace("`", ""), repr(kind.examples()[0])) for kind in classes]
 
 
 def list_tasks() -> list[tuple[str, ...]]:
@@ -91,6 +99,7 @@ def _summary(documented: object) -> str:
 
 LISTINGS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "policies": list_policies,
+    "scores": list_scores,
     "tasks": list_tasks,
     "models": list_models,
 }

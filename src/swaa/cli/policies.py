@@ -31,6 +31,7 @@ def add_explain(subparsers: Subparsers) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(default: bfloat16)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where kernels are planned for")
     parser.add_argument("--kernel", default="auto", help="auto, flex, blockwise or dense")
+    parser.add_argument("--scores", metavar="EXPR", help="score modifications besides, such as 'ALiBi() + SoftCap(30)'")
     parser.add_argument("--machine", metavar="FILE", help="a bench.json of 'swaa bench': times are predicted with it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_audit_options(parser)
@@ -40,12 +41,16 @@ def add_explain(subparsers: Subparsers) -> None:
 def explain(args: argparse.Namespace) -> int:
     """Print the effective policy of every layer and phase, its cost, and the time it takes."""
     if args.audit is not None:
+        if args.scores is not None:
+            mend = "An audit asks which keys are visible, and scores hide none."
+            raise invalid("--scores", accepted="nothing beside --audit", got=args.scores, mend=mend)
         return run_audit(args, None if args.policy is None else _policy(args))
     if args.policy is None:
         raise UserError("POLICY: this is missing. Give a policy, or --audit MODEL for the one that a model declares.")
     policy = _policy(args)
     from swaa.compiler.explain import explain
     from swaa.compiler.timing import Machine
+    from swaa.policies.scores import parse_scores
 
     data = explain(
         policy,
@@ -54,6 +59,7 @@ def explain(args: argparse.Namespace) -> int:
         args.new_tokens,
         device_type=args.device,
         kernel=args.kernel,
+        scores=None if args.scores is None else parse_scores(args.scores),
         machine=None if args.machine is None else Machine.read(args.machine),
     )
     if args.json:

@@ -14,6 +14,7 @@ from swaa.compiler.runs import hides_nothing
 from swaa.compiler.shape import ModelShape
 from swaa.compiler.timing import Machine, default_machine, predict
 from swaa.policies import AttentionPolicy, LayerPolicy, bind
+from swaa.policies.scores import LayerScores, Scores, bind_scores
 
 
 def explain(
@@ -25,18 +26,20 @@ def explain(
     device_type: str = "cpu",
     kernel: str = "auto",
     machine: Machine | None = None,
+    scores: Scores | None = None,
 ) -> dict[str, Any]:
     """Everything that can be said of a policy on a model of this shape without running it.
 
     Args:
         machine: what times are predicted for; None takes the default profile of the device and of the values' size.
+        scores: what becomes of attention scores besides. Predicted times do not know of it.
 
     Returns:
-        JSON-able data: ``policy`` (Python), ``layers`` (one entry per distinct effective policy, with its layer
-        indices, the policy of each phase, shares of full attention's pairs and KV, the kernel of each phase, and
-        ``notes``: what the figures cannot say),
-        ``totals`` (pairs, FLOPs, bytes, receptive field), ``time`` (predicted seconds of prefill, decode step and
-        request, full attention's, and the ratios; the name of the machine), and the sizes asked about.
+        JSON-able data: ``policy`` and ``scores`` (Python, or None), ``layers`` (one entry per distinct effective policy
+        and scores, with its layer indices, the policy of each phase, the scores, shares of full attention's pairs and
+        KV, the kernel of each phase, and ``notes``: what the figures cannot say), ``totals`` (pairs, FLOPs, bytes,
+        receptive field), ``time`` (predicted seconds of prefill, decode step and request, full attention's, and the
+        ratios; the name of the machine), and the sizes asked about.
 
     Raises:
         UserError: as :func:`swaa.compiler.estimate_cost`.
@@ -48,14 +51,26 @@ def explain(
     bound = bind(policy, shape.num_layers, shape.num_heads)
     prompt = TokenLayout.contiguous(prompt_length)
     decode_job = Job(1, prompt_length + 1, device_type, is_square=False)
+    changed = (None,) * shape.num_layers if scores is None else bind_scores(scores, shape.num_layers, shape.num_heads)
+    distinct: dict[tuple[LayerPolicy, LayerScores | None], list[int]] = {}
+    for index, kind in enumerate(zip(bound.layers, changed, strict=True)):
+        distinct.setdefault(kind, []).append(index)
     layers = []
-    for layer, indices in bound.distinct.items():
+    for (layer, change), indices in distinct.items():
         counts = cost.layers[indices[0]]
         is_full = hides_nothing(layer, prompt)
-        prefill_job = Job(prompt_length, prompt_length, device_type, hides_nothing=is_full)
+        prefill_job = Job(
+            prompt_length,
+            prompt_length,
+            device_type,
+            hides_nothing=is_full,
+            has_sink_logits=change is not None and any(change.sinks),
+            has_scores=change is not None and change.changes_scores,
+        )
         layers.append(
             {
-                "layers": list(indices),
+                "layers": indices,
+                "scores": None if change is None else change.describe(),
                 "prefill": layer.describe("prefill"),
                 "decode": layer.describe("decode"),
                 "prefill_pair_share": counts.prefill_pairs / cost.full.prefill_pairs,
@@ -68,6 +83,7 @@ def explain(
         )
     return {
         "policy": repr(policy),
+        "scores": None if scores is None else repr(scores),
         "num_layers": shape.num_layers,
         "num_heads": shape.num_heads,
         "num_kv_heads": shape.num_kv_heads,

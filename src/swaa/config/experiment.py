@@ -196,4 +196,6 @@ def _cross(mapping: dict[str, object], promptings: object) -> None:
 def _recipe_fields(recipe: Recipe) -> dict[str, object]:
     """A recipe as a file has it."""
     fields = {**recipe.to_dict(), "policy": repr(recipe.policy)}
+    if recipe.scores is not None:
+        fields["scores"] = repr(recipe.scores)
     return fields if recipe.fine_tuning is None else {**fields, "fine_tuning": recipe.fine_tuning.name}

@@ -105,7 +105,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "hash": recipe.hash,
-        "policy": repr(recipe.policy),
+        "policy": repr(recipe.policy) if recipe.scores is None else f"{recipe.policy!r}, scores {recipe.scores!r}",
         "window": _window(recipe.policy),
         "prompting": recipe.prompting.name,
         "instruction": recipe.prompting.instruction,

@@ -61,7 +61,7 @@ class Evaluator(LightningModule):
 
     def _switch_to(self, recipe: Recipe) -> None:
         self.restore()
-        self._handle = apply_policy(self.model, recipe.policy, kernel=self._experiment.model.kernel)
+        self._handle = apply_policy(self.model, recipe.policy, recipe.scores, kernel=self._experiment.model.kernel)
         self._recipe = recipe
 
     def _run(self, batch: Batch, decoding: Decoding) -> tuple[Prefill, Forced | None, list[Generation]]:

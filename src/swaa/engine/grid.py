@@ -13,6 +13,7 @@ from swaa.config import ModelConfig, Prompts
 from swaa.engine.batch import Batch, Sample, collate
 from swaa.hf import model_shape
 from swaa.policies import bind
+from swaa.policies.scores import bind_scores
 from swaa.reading import within
 from swaa.recipe import Recipe
 from swaa.report import Key
@@ -98,6 +99,8 @@ def check_recipes(grid: Grid, model: Any) -> None:
     for recipe in grid.recipes:
         with within(f"recipe {recipe.name!r}"):
             bind(recipe.policy, num_layers=shape.num_layers, num_heads=shape.num_heads)
+            if recipe.scores is not None:
+                bind_scores(recipe.scores, shape.num_layers, shape.num_heads)
 
 
 def context_of(model: Any) -> int | None:

@@ -107,7 +107,7 @@ class PerplexityFolder(ResumableFolder):
         if not missing:
             return
         with within(f"recipe {recipe.name!r}"):
-            handle = apply_policy(model, recipe.policy, kernel=self._model.kernel)
+            handle = apply_policy(model, recipe.policy, recipe.scores, kernel=self._model.kernel)
         with handle, (self.path / PERPLEXITY).open("a", encoding="utf-8") as file:
             for stretch in missing:
                 if stretch not in twins:
@@ -173,7 +173,8 @@ def _what_acts(recipe: Recipe) -> object:
 
     Without fine-tuning, only the prefill phase of its policy acts. Weights come from training under the whole policy.
     """
-    return recipe.policy.in_phase("prefill") if recipe.fine_tuning is None else (recipe.policy, recipe.fine_tuning)
+    policy = recipe.policy.in_phase("prefill") if recipe.fine_tuning is None else recipe.policy
+    return policy, recipe.scores, recipe.fine_tuning
 
 
 def measure_perplexity(

@@ -18,7 +18,8 @@ def explanation_table(data: Mapping[str, Any]) -> Group:
         f"prompt {data['prompt_length']:,} tokens, {data['new_tokens']:,} generated"
     )
     tables = (_layers(data), _kernels(data), _totals(data), _time(data))
-    return Group(Text(data["policy"], style="bold"), Text(sizes), Text(), *tables)
+    scores = [] if data["scores"] is None else [Text(f"scores: {data['scores']} (times are those without)")]
+    return Group(Text(data["policy"], style="bold"), *scores, Text(sizes), Text(), *tables)
 
 
 def _layers(data: Mapping[str, Any]) -> Table:
@@ -26,6 +27,8 @@ def _layers(data: Mapping[str, Any]) -> Table:
     table.add_column("layers", overflow="fold")
     for phase in ("prefill", "decode"):
         table.add_column(phase, overflow="fold")
+    if data["scores"] is not None:
+        table.add_column("scores", overflow="fold")
     for heading in ("pairs,\nprefill", "pairs,\ndecode", "KV\nkept"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in data["layers"]:
@@ -33,6 +36,7 @@ def _layers(data: Mapping[str, Any]) -> Table:
             index_runs(layer["layers"]),
             layer["prefill"],
             "the same" if layer["decode"] == layer["prefill"] else layer["decode"],
+            *([] if data["scores"] is None else [layer["scores"]]),
             _percent(layer["prefill_pair_share"]),
             _percent(layer["decode_pair_share"]),
             _percent(layer["kv_share"]),
