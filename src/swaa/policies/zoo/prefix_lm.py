@@ -17,8 +17,8 @@ from swaa.policies.zoo.sliding_window import SlidingWindow
 @register_policy
 @dataclass(frozen=True, repr=False)
 class BidirectionalPrefix(Predicate):
-    """The first ``num_tokens`` tokens of a prompt see each other: visible iff ``q < num_tokens`` and
-    ``k < num_tokens``, later keys among them.
+    """The first ``num_tokens`` tokens of a prompt see each other, later ones too: visible iff
+    ``q < num_tokens and k < num_tokens``.
 
     A query of the prompt sees ahead up to the end of its own prompt and no further; queries that decode see no later
     key. Other tokens see nothing by this policy: unite it with one that says what they see. ``~`` of it, and
@@ -30,8 +30,8 @@ class BidirectionalPrefix(Predicate):
     Raises:
         UserError: ``num_tokens`` is not an int >= 2.
 
-    Source: Liu et al., "Generating Wikipedia by Summarizing Long Sequences" (arXiv 1801.10198, section 4.2.3 leads to
-    it); Dong et al., "UniLM" (arXiv 1905.03197); Raffel et al., "T5" (arXiv 1910.10683, section 3.2.1).
+    Source: Dong et al., "Unified Language Model Pre-training" (UniLM, arXiv 1905.03197); Raffel et al., T5 (arXiv
+    1910.10683, section 3.2.1, "prefix LM").
     """
 
     looks_ahead: ClassVar[bool] = True
@@ -58,8 +58,8 @@ class BidirectionalPrefix(Predicate):
 @register_policy
 @dataclass(frozen=True, repr=False)
 class BidirectionalPrompt(Predicate):
-    """All tokens of the prompt see each other, and those that decode see every earlier token: full attention, and in
-    the prompt later keys as well.
+    """Full attention, and all tokens of the prompt see each other: visible iff ``k <= q or k is in the prompt of q``,
+    for ``q`` of the prompt; queries that decode are causal.
 
     Source: as :class:`BidirectionalPrefix`; the prefix is the whole prompt.
     """
@@ -80,10 +80,11 @@ class BidirectionalPrompt(Predicate):
 
 @register_pattern(examples=[(), (8,), (300,)])
 def PrefixLM(num_tokens: int | None = None) -> AttentionPolicy:
-    """A prefix language model: full attention, and within the prefix later tokens as well.
+    """Causal everywhere, and bidirectional in a prefix: comes to ``FullAttention() | BidirectionalPrefix(num_tokens)``.
 
     Args:
-        num_tokens: the length of the prefix; None for the whole prompt, as T5 and UniLM have it.
+        num_tokens: the length of the prefix; None for the whole prompt, as T5 and UniLM have it, which comes to
+            ``BidirectionalPrompt()``.
 
     Raises:
         UserError: ``num_tokens`` is neither None nor an int >= 2.
