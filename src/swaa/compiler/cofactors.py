@@ -68,7 +68,7 @@ def cofactors(layer: LayerPolicy) -> Iterator[tuple[tuple[bool, ...], LayerPolic
 @lru_cache(maxsize=1024)
 def cofactor(layer: LayerPolicy, outcome: tuple[bool, ...]) -> LayerPolicy:
     """The layer's policy where each of its :func:`choices` says what ``outcome`` says."""
-    fixed = {atom: EVERYWHERE if value else NOWHERE for atom, value in zip(choices(layer), outcome, strict=True)}
+    fixed: Truth = {atom: EVERYWHERE if value else NOWHERE for atom, value in zip(choices(layer), outcome, strict=True)}
     return _each_formula(layer, lambda formula: _with_truth(formula, fixed))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import PADDING, TokenLayout
-from swaa.compiler.retention import live_keys
+from swaa.compiler.retention import keeps_every_key, live_keys
 from swaa.errors import UserError
 from swaa.policies.boolean import EVERYWHERE
 from swaa.policies.bound import LayerPolicy
@@ -96,7 +96,9 @@ class KeyTable:
         self._count: int | None = 0
         """Keys held, where they are those of the first positions in order; else None, and then positions are kept."""
         self._positions_RC = torch.empty(1, 0, dtype=torch.long)
-        self._may_drop = all(head.decode != EVERYWHERE and not head.decode.by_content for _, head in policy.groups)
+        self._may_drop = all(
+            head.decode != EVERYWHERE and not keeps_every_key(head.decode) for _, head in policy.groups
+        )
         self._complete_from_R: Tensor | None = None
         """Queries from here on find all that they may see; None while nothing has been dropped."""
         self._step: Step | None = None

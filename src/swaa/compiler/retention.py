@@ -77,19 +77,27 @@ def _say_once(head: HeadPolicy, reason: str) -> None:
     log.warning("%s: %s; all its keys are kept", formula_to_python(head.decode), reason)
 
 
+def keeps_every_key(formula: Formula) -> bool:
+    """Must all keys be kept as long as queries come that see by this formula? So where it chooses by content.
+
+    Even keys that it hides count in the means of their blocks. Said in the log, once.
+    """
+    if formula.by_content:
+        _say_that_all_are_kept(formula)
+    return formula.by_content
+
+
 @functools.cache
 def _say_that_all_are_kept(formula: Formula) -> None:
-    choosers = ", ".join(repr(atom) for atom in formula.atoms if atom.by_content)
     log.warning(
         "%s: keys cannot be freed: %s chooses by content, and any block may be chosen again; all are kept",
         formula_to_python(formula),
-        choosers,
+        ", ".join(repr(atom) for atom in formula.atoms if atom.by_content),
     )
 
 
 def _may_see(formula: Formula, queries: Interval, keys: Interval) -> Tensor:
-    if formula.by_content:  # even keys that it hides count in the means of their blocks
-        _say_that_all_are_kept(formula)
+    if keeps_every_key(formula):
         return torch.ones_like(keys.lo, dtype=torch.bool)
     verdict = (queries >= keys) & evaluate(formula, queries, keys)
     assert isinstance(verdict, Verdict)

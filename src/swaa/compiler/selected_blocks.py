@@ -154,4 +154,5 @@ def _some_query(truths: Sequence[_Truth], outcome: Sequence[bool], height: int, 
         parts = [~(truth.none_BHQN if value else truth.all_BHQN) for truth, value in zip(truths, outcome, strict=True)]
     agree_BHQN = functools.reduce(operator.and_, parts)
     padded: Tensor = F.pad(agree_BHQN, (0, 0, 0, -agree_BHQN.shape[2] % height), value=False)
-    return padded.unflatten(2, (-1, height)).any(3)
+    found: Tensor = padded.unflatten(2, (-1, height)).any(3)
+    return found

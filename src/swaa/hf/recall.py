@@ -198,4 +198,5 @@ def _checked_model(model: nn.Module) -> PreTrainedModel:
         raise invalid("model", accepted="a transformers model", got=type(model).__name__, mend=mend)
     if read_spec(model.config) is not None:
         raise UserError("model: expected one without a policy on it, as its full attention is wanted. Remove it first.")
-    return model.eval()
+    model.eval()
+    return model

@@ -51,8 +51,9 @@ class TopBlocks(ContentPolicy):
         return self.num_blocks
 
     def implies(self, other: Predicate) -> bool:
-        alike = isinstance(other, TopBlocks) and self.block_size == other.block_size
-        return alike and self.num_blocks <= other.num_blocks
+        if not isinstance(other, TopBlocks) or self.block_size != other.block_size:
+            return False
+        return self.num_blocks <= other.num_blocks
 
     @classmethod
     def examples(cls) -> Sequence[TopBlocks]:
