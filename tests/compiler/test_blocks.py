@@ -17,7 +17,7 @@ import oracle
 from measure import time_and_memory
 from oracle import Model
 from strategies import Case, Chunked, Corner, Dilated, Slanted, Striped, bound_layer, cases, layout_of
-from swaa import Index, Predicate, SinkTokens, SlidingWindow, every
+from swaa import FullAttention, Index, Predicate, SinkTokens, SlidingWindow, every
 from swaa.compiler import refine
 from swaa.compiler.blocks import block_mask
 from swaa.compiler.dense import dense_mask
@@ -25,10 +25,10 @@ from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.kernel import mask_mod
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.refine import block_verdicts, count_visible
-from swaa.policies import AttentionPolicy, bind, get_policy, policy_names
+from swaa.policies import AttentionPolicy, bind
 
 BEST = (SlidingWindow(200) | SinkTokens(10)).in_phase("prefill").on_layers(every(2))
-ZOO = [policy for name in policy_names() for policy in get_policy(name).examples()]
+ZOO = [policy for kind in (FullAttention, SlidingWindow, SinkTokens) for policy in kind.examples()]  # all: test_zoo.py
 RECIPES = [
     SlidingWindow(200) | SinkTokens(10),
     ~SlidingWindow(200) & ~SinkTokens(10),

@@ -22,10 +22,10 @@ class RandomBlocks(Predicate):
 
     Args:
         block_size: tokens of a block, at least 1.
-        seeds: one int >= 0 for each block to draw.
+        seeds: one int >= 0 for each block to draw, ascending.
 
     Raises:
-        UserError: ``block_size`` is not an int >= 1, or ``seeds`` no tuple of ints >= 0.
+        UserError: ``block_size`` is not an int >= 1, or ``seeds`` no tuple of ascending ints >= 0.
 
     Source: the random part of Zaheer et al., "Big Bird" (arXiv 2007.14062).
     """
