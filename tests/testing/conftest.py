@@ -26,13 +26,13 @@ def own_registry() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Runs ``python -m MODULE …`` with more folders to import from; captured, not checked."""
+    """Runs ``python -m swaa …`` with more folders to import from; captured, not checked."""
 
-    def run(*argv: str, folder: Path, path: Path | None = None, module: str = "swaa") -> subprocess.CompletedProcess[str]:
+    def run(*argv: str, folder: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         env = dict(os.environ, OMP_NUM_THREADS="1")
         if path is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), env.get("PYTHONPATH")]))
-        arguments = [sys.executable, "-m", module, *argv]
+        arguments = [sys.executable, "-m", "swaa", *argv]
         return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
     return run

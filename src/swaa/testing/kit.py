@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from swaa.reading import check_choice
 from swaa.testing import attention, content, generation, masks, values
 from swaa.testing.diagnosis import raised, refused
 from swaa.testing.findings import FAILED, CheckReport, Failure, Note, Outcome, skipped
@@ -57,6 +58,7 @@ def check_policy(
     *,
     oracle: Oracle | None = None,
     flex: bool = True,
+    only: Collection[str] = (),
     progress: Callable[[Outcome], None] | None = None,
 ) -> CheckReport:
     """Prove a policy: that what it says of one pair at a time is what every part of swaa makes of it.
@@ -67,18 +69,24 @@ def check_policy(
         oracle: the author's own loop, ``oracle(policy, q, k) -> bool`` over plain ints, for a predicate. Without it,
             the check knows what ``visible`` says and not what it was meant to say.
         flex: compile FlexAttention for one small example (4 to 7 seconds on CPU).
+        only: names of checks; the others are left out. By default all are made.
         progress: called with each outcome as it comes.
 
     Returns:
         The report; ``report.ok`` tells whether nothing failed, ``report.require()`` raises for a test.
 
     Raises:
-        UserError: ``policy`` is none, or has no examples.
+        UserError: ``policy`` is none, or has no examples; ``only`` names no check.
     """
+    for name in only:
+        check_choice("only", name, [*FIRST, *CHECKS])
     subject = subject_of(policy, oracle=oracle, flex=flex)
     outcomes: list[Outcome] = []
 
-    def note(name: str, result: Failure | Note) -> None:
+    def note(name: str, check: Check) -> None:
+        if only and name not in only:
+            return
+        result = _carried_out(name, check, subject)
         if isinstance(result, Failure):
             outcomes.append(Outcome(name, FAILED, failure=result))
         else:
@@ -88,16 +96,15 @@ def check_policy(
 
     if subject.by_content:
         for name in (*FIRST, *CHECKS):
-            known = BY_CONTENT.get(name)
-            note(name, skipped(_NO_MASK) if known is None else _carried_out(name, known, subject))
+            note(name, BY_CONTENT.get(name, lambda _: skipped(_NO_MASK)))
         return CheckReport(subject.name, tuple(outcomes))
     for name, check in FIRST.items():
-        note(name, _carried_out(name, check, subject))
-        if outcomes[-1].failure:
+        note(name, check)
+        if outcomes and outcomes[-1].failure:
             break
-    doubted = outcomes[-1].check if outcomes[-1].failure else None
+    doubted = outcomes[-1].check if outcomes and outcomes[-1].failure else None
     for name, check in CHECKS.items():
-        note(name, skipped(f"{doubted} failed") if doubted else _carried_out(name, check, subject))
+        note(name, check if doubted is None else lambda _: skipped(f"{doubted} failed"))
     return CheckReport(subject.name, tuple(outcomes))
 
 
