@@ -18,6 +18,7 @@ from swaa.policies.zoo.lazy_layers import LazyLayers
 from swaa.policies.zoo.streaming_heads import StreamingHeads
 
 _HEADS_FILE, _CONFIG_FILE = "full_attention_heads.tsv", "config.json"
+_SLACK = 0.1  # training leaves some numbers a little outside 0 to 1; the original clips them, too
 
 
 def duo_attention(
@@ -114,10 +115,10 @@ def _score(file: Path, row: int, column: int, cell: str) -> float:
         score = float(cell)
     except ValueError:
         score = math.nan
-    if not 0 <= score <= 1:
+    if not -_SLACK <= score <= 1 + _SLACK:
         mend = f"It should be DuoAttention's {_HEADS_FILE}: numbers between tabs."
         raise invalid(f"{file}, line {row}, column {column}", accepted="a number from 0 to 1", got=cell, mend=mend)
-    return score
+    return min(1.0, max(0.0, score))
 
 
 def _below(scores: list[list[float]], sparsity: float | None, threshold: float | None) -> set[tuple[int, int]]:
