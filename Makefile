@@ -21,8 +21,8 @@ quickstart: $(READY)  ## Install, fetch the default model, run the main job on i
 	$(BIN)/swaa fetch $(MODEL)
 	$(BIN)/swaa run experiments/quickstart.yaml
 
-test: $(READY)  ## Run every test; the timed ones alone, after the others.
-	$(BIN)/pytest -q -n $(JOBS) --dist worksteal --durations 20 --ignore tests/benchmarks
+test: $(READY)  ## Run every test but those of `make docs`; the timed ones alone, after the others.
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal --durations 20 --ignore tests/benchmarks --ignore-glob "*/test_docs*"
 	@if [ -d tests/benchmarks ]; then set -x; $(BIN)/pytest -q tests/benchmarks; fi
 
 lint: $(READY)  ## Check style and formatting.
@@ -32,11 +32,13 @@ lint: $(READY)  ## Check style and formatting.
 types: $(READY)  ## Check the types of src, strictly.
 	$(BIN)/mypy
 
-docs: $(READY)  ## Check that the pages' links resolve and that their runnable code runs.
-	$(BIN)/pytest -q tests/test_docs.py
+docs: $(READY)  ## Build the site into docs/_build/html, no warning allowed; test what the pages say and link to.
+	rm -rf docs/_build
+	$(BIN)/sphinx-build -q -n -W --keep-going docs docs/_build/html
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests/test_docs.py tests/test_docs_site.py
 
 clean:  ## Remove what the tools left. The environment and the fetched models stay.
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The CPU build of torch is asked for first and alone, because plain PyPI serves gigabytes of CUDA under the same

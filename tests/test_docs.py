@@ -1,23 +1,44 @@
-"""The pages keep their word: links resolve, `make` verbs exist, and code that says it runs, runs.
+"""The pages keep their word: links resolve, `make` verbs exist, commands and files are what swaa takes, code runs.
 
-A fenced block that opens with ``python run`` is run; the blocks of one page share their names, top to bottom.
+A fenced block that opens with ``python run`` is run; the blocks of one page share their names, top to bottom. `make docs`
+runs this file, and tests/test_docs_site.py on the site that it built.
 """
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
+import shlex
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from swaa.cli import parse
+from swaa.config import load_file
+from swaa.policies import load_plugin, parse_policy
+from swaa.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    page
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if "_build" not in page.relative_to(ROOT).parts
+)
+"""All pages; those that the site's build leaves in docs/_build are copies."""
 
 FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 HEADING = re.compile(r"^#+ +(.+?) *#*$", re.MULTILINE)
+INDENTED = re.compile(r"^ {4}(?! *[-*|]).*$", re.MULTILINE)
+SAVED = re.compile(r"Save this as `([^`]+)`:\n\n```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A file that the reader is told to make."""
 
 
 def prose(text: str) -> str:
@@ -77,6 +98,89 @@ def test_code_that_says_it_runs_runs(page: Path, tmp_path: Path) -> None:
     script.write_text(runnable(page), encoding="utf-8")
     run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `swaa …` in the page's indented and fenced blocks of commands, in words; comments and line ends are the shell's."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [fence[3] for fence in FENCE.finditer(text) if fence[2].split()[:1] in ([], ["bash"], ["console"])]
+    blocks += INDENTED.findall(FENCE.sub("", text).replace("\\\n", " "))
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = (re.match(r"\s*(?:\$ )?(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?swaa (.+)", line) for line in lines)
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+ALL_COMMANDS = [
+    pytest.param(page, words, id=f"{name(page)}: {' '.join(words)[:60]}") for page in PAGES for words in commands(page)
+]
+KEPT = {name: text for page in PAGES for name, text in SAVED.findall(page.read_text(encoding="utf-8"))}
+"""The files that readers make, by name."""
+
+
+@pytest.mark.parametrize(("page", "words"), ALL_COMMANDS)
+def test_commands_are_accepted(page: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser takes the command, and its policy, file and overrides are what they should be; nothing is run."""
+    monkeypatch.chdir(ROOT)
+    args = parse(words)
+    for plugin in getattr(args, "plugin", []):
+        load_plugin(plugin)
+    if isinstance(getattr(args, "policy", None), str):
+        parse_policy(args.policy)
+    if hasattr(args, "overrides"):
+        load_file(_file_of(args, tmp_path), args.overrides)
+
+
+def _file_of(args: Namespace, folder: Path) -> Path:
+    """The file that a command names: one of the repository, or one that a page has the reader save."""
+    if (ROOT / args.file).is_file():
+        return ROOT / args.file
+    assert args.file in KEPT, f"{args.file} is no file here, and no page says `Save this as` of it"
+    written = folder / args.file
+    written.write_text(KEPT[args.file], encoding="utf-8")
+    return written
+
+
+def yaml_blocks(page: Path) -> Iterator[Any]:
+    text = page.read_text(encoding="utf-8")
+    for fence in FENCE.finditer(text):
+        if fence[2].split() in (["yaml"], ["yaml", "recipe"]):
+            yield pytest.param(fence[3], id=f"{name(page)}:{text.count(chr(10), 0, fence.start()) + 1}")
+
+
+RECIPE = {"name", "policy", "prompting", "decoding", "fine_tuning", "scores"}
+NEEDED = {
+    "recipes": [{"name": "FA", "policy": "FullAttention()"}],
+    "tasks": [{"name": "needle_multikey"}],
+    "lengths": [450],
+}
+"""What an experiment cannot be without; a page may show only the rest."""
+
+
+@pytest.mark.parametrize("text", [block for page in PAGES for block in yaml_blocks(page)])
+def test_yaml_is_what_swaa_reads(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block is a file of some kind, a part of an experiment, or a recipe."""
+    monkeypatch.chdir(ROOT)
+    block = yaml.safe_load(text)
+    if set(block) <= RECIPE:
+        Recipe.from_dict({"name": "unnamed", **block})
+        return
+    file = tmp_path / "block.yaml"
+    missing = {} if {"train", "new_tokens"} & set(block) else {key: NEEDED[key] for key in NEEDED.keys() - set(block)}
+    if missing:  # a part of an experiment
+        text += yaml.safe_dump(missing)
+    file.write_text(text, encoding="utf-8")
+    load_file(file)
+
+
+DOCTESTED = sorted(path for path in (ROOT / "src").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", DOCTESTED, ids=name)
+def test_examples_in_docstrings(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT / "src").with_suffix("").parts))
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
 
 
 def test_the_checks_can_fail(tmp_path: Path) -> None:

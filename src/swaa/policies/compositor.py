@@ -40,8 +40,9 @@ def rule(policy: AttentionPolicy, *, layers: object = None, phase: str | None = 
 def stack(*rules: Rule) -> AttentionPolicy:
     """The policy of the first rule that matches; the last rule is the default.
 
-    ``stack(rule(FullAttention(), phase="decode"), rule(SlidingWindow(8)))`` equals
-    ``SlidingWindow(8).in_phase("prefill")``.
+    >>> from swaa import FullAttention, SlidingWindow
+    >>> stack(rule(FullAttention(), phase="decode"), rule(SlidingWindow(8)))
+    SlidingWindow(8).in_phase('prefill')
 
     Raises:
         UserError: there is no rule, or the last one does not apply everywhere.

@@ -252,6 +252,10 @@ def _select(selector: object, field: str) -> IndexSet:
 def every(n: int, start: int = 0) -> IndexSet:
     """Every ``n``-th index from ``start`` on: ``every(4, start=1)`` is 1, 5, 9, …
 
+    >>> from swaa import SlidingWindow
+    >>> SlidingWindow(8).on_layers(every(4, start=1))
+    SlidingWindow(8).on_layers('1::4')
+
     Raises:
         UserError: ``n`` is not an int >= 1, or ``start`` is not an int >= 0.
     """

@@ -12,6 +12,9 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
 
     It is 1 - C(answers - right, k) / C(answers, k): what k fresh answers would bring, estimated without bias.
 
+    >>> round(pass_at_k(answers=4, right=1, k=2), 3)
+    0.5
+
     Raises:
         ValueError: not 1 <= k <= answers, or not 0 <= right <= answers.
     """

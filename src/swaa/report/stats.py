@@ -53,6 +53,10 @@ class Proportion(Estimate):
 def wilson(successes: int, n: int) -> Proportion:
     """The Wilson score interval (1927), which keeps its coverage for small ``n`` and for shares near 0 and 1.
 
+    >>> interval = wilson(0, 24)
+    >>> round(interval.low, 2), round(interval.high, 2)
+    (0.0, 0.14)
+
     Raises:
         ValueError: ``n`` < 1, or ``successes`` not in [0, n].
     """

@@ -1,0 +1,143 @@
+"""The built site: every link leads somewhere, every policy has its picture, and every page fits a phone.
+
+`make docs` builds the site and runs this; without a site, or with one older than its sources, the tests skip and say so.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from swaa.policies.registry import zoo_entries
+
+DOCS = Path(__file__).parents[1] / "docs"
+SITE = DOCS / "_build" / "html"
+SRC = DOCS.parent / "src" / "swaa"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PHONE = {"width": 390, "height": 844}
+
+
+def _is_fresh() -> bool:
+    index = SITE / "index.html"
+    sources = [page for page in DOCS.rglob("*") if "_build" not in page.parts and page.suffix in {".md", ".py", ".css"}]
+    return index.is_file() and index.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
+
+
+pytestmark = pytest.mark.skipif(not _is_fresh(), reason="no site, or one older than docs/: `make docs` builds it")
+
+
+class Page(HTMLParser):
+    """What a page links to, and what may be linked to in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for key, value in attrs:
+            if key in {"href", "src"} and value:
+                self.links.append(value)
+            elif key == "id" and value:
+                self.ids.add(value)
+
+
+@cache
+def read(file: Path) -> Page:
+    return Page(file.read_text(encoding="utf-8"))
+
+
+def broken(file: Path) -> list[str]:
+    """The links of a page to files or fragments of the site that are not there. The web is not asked."""
+    found = []
+    for link in read(file).links:
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            continue
+        target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+        fragment = unquote(parts.fragment)
+        if not target.is_file() or (fragment and target.suffix == ".html" and fragment not in read(target).ids):
+            found.append(link)
+    return found
+
+
+def pages() -> list[Path]:
+    return sorted(SITE.rglob("*.html"))
+
+
+def test_links_lead_somewhere() -> None:
+    dead = {str(file.relative_to(SITE)): links for file in pages() if (links := broken(file))}
+    assert dead == {}
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "there.html").write_text('<p id="a">')
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<a href="there.html#a"><a href="there.html#b"><img src="gone.png"><a href="#c"><a href="https://x.y/z">'
+    )
+    assert broken(page) == ["there.html#b", "gone.png", "#c"]
+
+
+def test_every_page_is_built() -> None:
+    sources = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md") if "_build" not in page.parts}
+    assert sources <= {page.relative_to(SITE) for page in pages()}
+
+
+@pytest.mark.parametrize("entry", zoo_entries(), ids=lambda entry: entry.name)
+def test_the_gallery_shows_every_policy(entry: Any) -> None:
+    text = (SITE / "gallery.html").read_text(encoding="utf-8")
+    section = text.partition(f'<section id="{entry.name.lower()}">')[2].partition("<section")[0]
+    assert '<svg class="mask"' in section
+    assert "Cost of" in section
+    assert all(f"https://arxiv.org/abs/{paper}" in section for paper in entry.papers)
+
+
+def public(init: Path) -> set[str]:
+    """What ``__all__`` lists, but for constants; read without importing, which takes seconds for some."""
+    for node in ast.parse(init.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
+            return {name for name in ast.literal_eval(node.value) if not name.isupper()}
+    raise AssertionError(f"{init} has no __all__")
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["policies", "compiler", "hf", "tasks", "graders", "config", "engine", "harness", "report"],
+)
+def test_every_public_name_has_its_entry(package: str) -> None:
+    described = set().union(*(read(page).ids for page in (SITE / "api").glob("*.html")))
+    assert public(SRC / package / "__init__.py") <= {name.rpartition(".")[2] for name in described}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium (Debian: apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+def test_no_page_is_wider_than_a_phone(browser: Any) -> None:
+    """Tables and code scroll inside their own boxes, and the page itself does not scroll sideways."""
+    page = browser.new_page(viewport=PHONE, java_script_enabled=True)
+    wide = {}
+    for file in pages():
+        page.goto(file.as_uri(), wait_until="domcontentloaded")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > PHONE["width"]:
+            wide[str(file.relative_to(SITE))] = width
+    page.close()
+    assert wide == {}
