@@ -22,7 +22,7 @@ from swaa.hf.audit_probe import Disturbance, Influence, Precision, influence
 from swaa.hf.spec import read_spec, saved_policy, text_config
 from swaa.policies import AttentionPolicy, FullAttention, LayerPolicy, parse_policy
 
-_LOOKS = (Disturbance(16, 0), Disturbance(-16, 0), Disturbance(256, 1), Disturbance(-256, 1))
+_LOOKS = tuple(Disturbance(sign * 256.0**seed * 16, seed) for seed in range(3) for sign in (1, -1))
 """The runs over a key, as long as something differs there. Noise comes in pairs of either sign, on the same text: one
 of the two raises the key's score, wherever scores are linear in the key."""
 Look = Callable[[Sequence[int], Disturbance], Influence]

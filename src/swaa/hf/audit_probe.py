@@ -113,7 +113,7 @@ class _Listener:
         self._place, self._keys, self._length, self._num_heads = place, keys, length, num_heads
         self._precision = precision
         self._strength = noise.strength
-        self._generator = torch.Generator().manual_seed(1_000_003 * noise.seed + place.layer)
+        self._seed = noise.seed
         self._begin = self._end = 0
         self._last_input: Any = None
         self._scale_H: Tensor | None = None
@@ -152,13 +152,15 @@ class _Listener:
         changed_BTE = self._precision.convert(hidden_BTE[:1]).repeat(rows, 1, 1)
         for row, key in enumerate(self._keys, start=CLEAN_ROWS):
             if self._begin <= key < self._end:
-                changed_BTE[row, key - self._begin] += self._noise_like(hidden_BTE[0, key - self._begin])
+                changed_BTE[row, key - self._begin] += self._noise(key, hidden_BTE[0, key - self._begin])
         self._last_input = None
         return (args, kwargs | {"hidden_states": changed_BTE}) if named else ((changed_BTE, *args[1:]), kwargs)
 
-    def _noise_like(self, hidden_E: Tensor) -> Tensor:
+    def _noise(self, key: int, hidden_E: Tensor) -> Tensor:
+        """What a key's hidden state is changed by: the same in all runs of a seed, whatever other keys are probed."""
         size = float(hidden_E.double().square().mean().sqrt()) or 1.0
-        noise_E = torch.randn(len(hidden_E), generator=self._generator, dtype=torch.float64)
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self._place.layer) * 1_000_003 + key)
+        noise_E = torch.randn(len(hidden_E), generator=generator, dtype=torch.float64)
         return (self._strength * size * noise_E).to(hidden_E)
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
