@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import swaa  # noqa: E402  # after the path
+import swaa
 
 project = "swaa"
 author = "the swaa authors"

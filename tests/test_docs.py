@@ -1,7 +1,7 @@
 """The pages keep their word: links resolve, `make` verbs exist, commands and files are what swaa takes, code runs.
 
-A fenced block that opens with ``python run`` is run; the blocks of one page share their names, top to bottom. `make docs`
-runs this file, and tests/test_docs_site.py on the site that it built.
+A fenced block that opens with ``python run`` is run; the blocks of one page share their names, top to bottom.
+`make docs` runs this file, and tests/test_docs_site.py on the site that it built.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_code_that_says_it_runs_runs(page: Path, tmp_path: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every `swaa …` in the page's indented and fenced blocks of commands, in words; comments and line ends are the shell's."""
+    """Every `swaa …` in the page's indented and fenced blocks of commands, in words as the shell parts them."""
     text = page.read_text(encoding="utf-8")
     blocks = [fence[3] for fence in FENCE.finditer(text) if fence[2].split()[:1] in ([], ["bash"], ["console"])]
     blocks += INDENTED.findall(FENCE.sub("", text).replace("\\\n", " "))

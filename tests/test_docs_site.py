@@ -1,6 +1,6 @@
 """The built site: every link leads somewhere, every policy has its picture, and every page fits a phone.
 
-`make docs` builds the site and runs this; without a site, or with one older than its sources, the tests skip and say so.
+`make docs` builds the site and runs this; without a site, or with one older than docs/, the tests skip and say so.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The API pages: names that a package imports on first use, and references to what has no page of its own.
 
-With -n Sphinx warns of every name that leads nowhere. Here a name of swaa leads to the page of the object that it means,
-by whatever module it is named (``swaa.compiler.plan.choose_kernel`` is documented as ``swaa.compiler.choose_kernel``).
-What is inside, and has no page, stays text. What does not exist still warns.
+With -n Sphinx warns of every name that leads nowhere. Here a name of swaa leads to the page of the object that it
+means, by whatever module it is named (``swaa.compiler.plan.choose_kernel`` is documented as
+``swaa.compiler.choose_kernel``). What is inside, and has no page, stays text. What does not exist still warns.
 """
 
 from __future__ import annotations

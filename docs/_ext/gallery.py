@@ -1,4 +1,4 @@
-"""The fence ``{gallery}`` becomes a section for each policy and pattern that the registry knows; none is written by hand.
+"""The fence ``{gallery}`` becomes a section for each policy and pattern of the registry; none is written by hand.
 
 A section has the picture, when a pair is visible, the cost on the default model's shape, the papers, the Python and the
 YAML.
