@@ -20,7 +20,9 @@ def test_every_policy_passes(name: str) -> None:
 
 @pytest.mark.parametrize("name", pattern_names())
 def test_every_pattern_passes(name: str) -> None:
-    report = check_policy(get_pattern(name), flex=False)
+    """Their parts are proven above; here what composing adds. `swaa check NAME` makes all checks."""
+    only = ("readable", "dense mask", "verdicts sound", "retention", "round trip", "padding", "packing", "otherwise")
+    report = check_policy(get_pattern(name), flex=False, only=only)
     assert report.ok, str(report)
 
 
