@@ -349,6 +349,7 @@ def test_a_text_too_short_for_the_mask_is_said_to_be_blind() -> None:
         ({"num_keys": True}, "num_keys: expected an int >= 1"),
         ({"dtype": torch.float16}, "dtype: expected torch.float64 or torch.float32"),
         ({"declared": "SlidingWindow(8).on_layers(3)"}, "layer 3 is out of range"),
+        ({"declared": "SlidingWindow(8) | TopBlocks(2, 4)"}, "there is no mask that the model could be held to"),
         ({"declared": "SlidingWindw(8)"}, "Did you mean 'SlidingWindow'"),
     ],
 )

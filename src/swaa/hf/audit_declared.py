@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
-from swaa.errors import invalid
+from swaa.errors import UserError, invalid
 from swaa.hf.native import native_predicate, restrict
 from swaa.policies import AttentionPolicy, LayerPolicy, Predicate, bind
 from swaa.policies.boolean import EVERYWHERE
@@ -73,9 +73,15 @@ def declared_layers(config: Any, policy: AttentionPolicy) -> tuple[LayerPolicy, 
     """By layer, the policy intersected with what the architecture's config declares.
 
     Raises:
-        UserError: the policy names a layer or head that the model lacks.
+        UserError: the policy names a layer or head that the model lacks, or chooses keys by content.
     """
     bound = bind(policy, config.num_hidden_layers, config.num_attention_heads)
+    for head in (head for layer in bound.distinct for _, head in layer.groups):
+        if any(getattr(atom, "by_content", False) for atom in (*head.prefill.atoms, *head.decode.atoms)):
+            raise UserError(
+                f"{policy}: chooses keys by what queries and keys say, so there is no mask that the model could be held "
+                f"to. Audit a policy of positions."
+            )
     return tuple(restrict(layer, native) for layer, native in zip(bound.layers, native_masks(config), strict=True))
 
 
