@@ -17,13 +17,13 @@ from swaa.compiler import TokenLayout, block_mask, dense_mask, live_keys
 from swaa.policies import bind, get_policy, load_plugin
 
 ROOT = Path(__file__).parents[1]
-FILE = ROOT / "docs" / "examples" / "dilated_window.py"
+FILE = ROOT / "docs" / "examples" / "distance_gap.py"
 
 
 @pytest.fixture(scope="module")
-def dilated() -> type[swaa.Predicate]:
+def distance_gap() -> type[swaa.Predicate]:
     load_plugin(str(FILE))
-    return get_policy("DilatedWindow")
+    return get_policy("DistanceGap")
 
 
 def test_the_page_shows_this_file_and_it_has_at_most_25_lines() -> None:
@@ -34,16 +34,17 @@ def test_the_page_shows_this_file_and_it_has_at_most_25_lines() -> None:
     assert len(text.splitlines()) <= 25
 
 
-def test_dense_mask_equals_a_loop(dilated: type[swaa.Predicate]) -> None:
-    for policy in dilated.examples():
-        window, step = policy.parameters().values()
-        expected = [[k <= q and (q - k) % step == 0 and q - k < window * step for k in range(310)] for q in range(310)]
+def test_dense_mask_equals_a_loop(distance_gap: type[swaa.Predicate]) -> None:
+    for policy in distance_gap.examples():
+        near, far = policy.parameters().values()
+        hidden = range(near, far)
+        expected = [[k <= q and q - k not in hidden for k in range(310)] for q in range(310)]
         layer = bind(policy, 1, 1).layers[0]
         assert dense_mask(layer, TokenLayout.contiguous(310))[0, 0].tolist() == expected
 
 
-def test_block_mask_equals_torchs(dilated: type[swaa.Predicate]) -> None:
-    for policy in (*dilated.examples(), dilated(40) | swaa.SinkTokens(9)):
+def test_block_mask_equals_torchs(distance_gap: type[swaa.Predicate]) -> None:
+    for policy in (*distance_gap.examples(), distance_gap(40, 90) | swaa.SinkTokens(9)):
         ours = block_mask(bind(policy, 1, 1).layers[0], TokenLayout.contiguous(1000), block_size=64)
         theirs = create_block_mask(ours.mask_mod, None, None, 1000, 1000, device="cpu", BLOCK_SIZE=64)
         assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
@@ -51,12 +52,16 @@ def test_block_mask_equals_torchs(dilated: type[swaa.Predicate]) -> None:
         assert torch.equal(ours.to_dense(), theirs.to_dense())
 
 
-def test_retention_drops_what_lies_behind_the_window(dilated: type[swaa.Predicate]) -> None:
-    live = live_keys(bind(dilated(4, 3), 1, 1).layers[0], torch.arange(20)[None], torch.tensor([20]))
-    assert live[0, 0].nonzero().flatten().tolist() == list(range(20 - 11, 20))  # some later query meets every phase
+def test_retention_keeps_what_is_hidden_now_and_far_later(distance_gap: type[swaa.Predicate]) -> None:
+    policy = distance_gap(4, 9).in_phase("prefill", otherwise=swaa.SlidingWindow(4))  # of 12 queries, 2 are left
+    keys, following, prompt = torch.arange(10)[None], torch.tensor([10]), torch.tensor([12])
+    live = live_keys(bind(policy, 1, 1).layers[0], keys, following, prompt)
+    assert live[0, 0].nonzero().flatten().tolist() == [0, 1, 2, 7, 8, 9]
+    live = live_keys(bind(distance_gap(4, 9), 1, 1).layers[0], keys, following)
+    assert live.all(), "in the end every key is far away"
 
 
-def test_it_generates(dilated: type[swaa.Predicate]) -> None:
+def test_it_generates(distance_gap: type[swaa.Predicate]) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -69,7 +74,7 @@ def test_it_generates(dilated: type[swaa.Predicate]) -> None:
     model = LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = None
     prompt = torch.randint(1, 64, (1, 20))
-    with swaa.apply_policy(model, dilated(3)):
+    with swaa.apply_policy(model, distance_gap(3, 9)):
         tokens = model.generate(prompt, max_new_tokens=6, do_sample=False)
         again = prompt
         for _ in range(6):
@@ -80,11 +85,11 @@ def test_it_generates(dilated: type[swaa.Predicate]) -> None:
 
 
 def test_the_command_line_knows_it() -> None:
-    command = [sys.executable, "-m", "swaa", "draw", "DilatedWindow(3)", "--plugin", str(FILE), "--seq-len", "7"]
+    command = [sys.executable, "-m", "swaa", "draw", "DistanceGap(2, 5)", "--plugin", str(FILE), "--seq-len", "7"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert shown.splitlines()[-1] == "····██··██··██"
+    assert shown.splitlines()[-1] == "████······████"
 
 
-def test_bad_values_are_refused(dilated: type[swaa.Predicate]) -> None:
-    with pytest.raises(swaa.UserError, match=r"DilatedWindow.dilation: expected an int >= 1 \(tokens\), got 0"):
-        dilated(4, 0)
+def test_bad_values_are_refused(distance_gap: type[swaa.Predicate]) -> None:
+    with pytest.raises(swaa.UserError, match=r"DistanceGap.far: expected an int >= 4 \(tokens\), got 3"):
+        distance_gap(4, 3)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swaa.cli.common import add_plugins, make_console
+from swaa.errors import invalid
 
 if TYPE_CHECKING:
     from swaa.cli.common import Subparsers
@@ -18,6 +19,7 @@ def add_ls(subparsers: Subparsers) -> None:
     """``swaa ls policies|scores|tasks|models``"""
     parser = subparsers.add_parser("ls", help="list what there is")
     parser.add_argument("what", choices=sorted(LISTINGS))
+    parser.add_argument("--markdown", action="store_true", help="policies as the tables of docs/policies.md")
     add_plugins(parser)
     parser.set_defaults(handler=ls)
 
@@ -30,6 +32,9 @@ def ls(args: argparse.Namespace) -> int:
 
     for plugin in args.plugin:
         load_plugin(plugin)
+    if args.markdown:
+        print(policies_as_markdown(args.what))
+        return 0
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for line in LISTINGS[args.what]():
         table.add_row(*line)
@@ -43,6 +48,27 @@ def list_policies() -> list[tuple[str, ...]]:
 
     ordered = sorted(zoo_entries(), key=lambda entry: (entry.kind != "policy", entry.name))
     return [(entry.name, entry.kind, entry.summary.replace("`", ""), entry.examples[0].text) for entry in ordered]
+
+
+def policies_as_markdown(what: str) -> str:
+    """Two tables, of policies and of patterns: how each is called, what it shows, and its papers.
+
+    Raises:
+        UserError: something else than policies was asked for.
+    """
+    from swaa.policies import zoo_entries
+
+    if what != "policies":
+        raise invalid("--markdown", accepted="'ls policies'", got=f"ls {what}", mend="Leave --markdown out.")
+    lines = []
+    for kind, formula in (("policy", "visible iff (always with `k <= q`)"), ("pattern", "comes to")):
+        lines += ["", f"| {kind} | {formula} | |  |", "|---|---|---|---|"]
+        for entry in zoo_entries():
+            if entry.kind == kind:
+                papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in entry.papers)
+                cells = (f"`{entry.signature}`", f"`{entry.formula}`" if entry.formula else "", entry.summary, papers)
+                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines[1:])
 
 
 def list_scores() -> list[tuple[str, ...]]:
