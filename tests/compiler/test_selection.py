@@ -128,6 +128,18 @@ def check_blocks(selection: Selection, layout: TokenLayout, wanted: Tensor, size
         assert torch.equal(ours.to_dense(), theirs.to_dense())
 
 
+def test_a_block_may_be_full_by_two_outcomes_together() -> None:
+    """The first query sees keys 0 to 3 by the window, the other three because they choose them."""
+    layer = bind(TopBlocks(4, 1) | SlidingWindow(9), 1, 1).layers[0]
+    ahead, behind = [1.0, 0.0], [0.0, 1.0]
+    key = torch.tensor([ahead] * 4 + [behind] * 8).view(1, 1, 12, 2)
+    query = torch.tensor([behind] * 9 + [ahead] * 3).view(1, 1, 12, 2)
+    layout = TokenLayout.contiguous(12)
+    blocks = selected_block_mask(Selection.of(layer, layout, query, key), layout, (4, 4))
+    assert blocks.full_kv_num_blocks is not None
+    assert blocks.full_kv_num_blocks.tolist() == [[[0, 1, 2]]]
+
+
 SCENES = {
     "a prompt": Contiguous(100, 100),
     "a chunk": Contiguous(40, 140, 100),
