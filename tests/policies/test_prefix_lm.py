@@ -33,7 +33,7 @@ from swaa.policies import AttentionPolicy, register_policy
 MODEL = Model(2, 2)
 RECIPES = recipes(MODEL, ATOMS, max_leaves=3)
 FULL, PREFIX, WINDOW = FullAttention(), BidirectionalPrefix(8), SlidingWindow(4)
-TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
+SHARE = settings(max_examples=max(20, settings.default.max_examples // 25))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +43,7 @@ def atoms(predicates_of_tests: None) -> Iterator[None]:
         yield
 
 
-@TENTH
+@SHARE
 @given(RECIPES.map(build), RECIPES.map(build), RECIPES.map(build))
 def test_laws_without_a_complement_are_equalities_still(
     a: AttentionPolicy, b: AttentionPolicy, c: AttentionPolicy
@@ -59,7 +59,7 @@ def test_laws_without_a_complement_are_equalities_still(
     assert hash(a | b) == hash(b | a)
 
 
-@TENTH
+@SHARE
 @given(RECIPES.map(build), RECIPES.map(build))
 def test_complements_are_causal(a: AttentionPolicy, b: AttentionPolicy) -> None:
     assert ~(a | b) == ~a & ~b
@@ -88,14 +88,14 @@ def shown(recipe: oracle.Recipe) -> list[bool]:
     ]
 
 
-@TENTH
+@SHARE
 @given(RECIPES, RECIPES)
 def test_equal_values_mean_the_same(one: oracle.Recipe, two: oracle.Recipe) -> None:
     same = shown(one) == shown(two)
     assert same or build(one) != build(two)
 
 
-@TENTH
+@SHARE
 @given(RECIPES)
 def test_round_trips(recipe: oracle.Recipe) -> None:
     policy = build(recipe)
