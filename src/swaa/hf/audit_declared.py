@@ -77,10 +77,10 @@ def declared_layers(config: Any, policy: AttentionPolicy) -> tuple[LayerPolicy, 
     """
     bound = bind(policy, config.num_hidden_layers, config.num_attention_heads)
     for head in (head for layer in bound.distinct for _, head in layer.groups):
-        if any(getattr(atom, "by_content", False) for atom in (*head.prefill.atoms, *head.decode.atoms)):
+        if any(atom.by_content for atom in (*head.prefill.atoms, *head.decode.atoms)):
             raise UserError(
-                f"{policy}: chooses keys by what queries and keys say, so there is no mask that the model could be held "
-                f"to. Audit a policy of positions."
+                f"{policy}: chooses keys by what queries and keys say, so there is no mask that the model could be "
+                f"held to. Audit a policy of positions."
             )
     return tuple(restrict(layer, native) for layer, native in zip(bound.layers, native_masks(config), strict=True))
 
