@@ -51,6 +51,7 @@ from swaa.policies import (
 )
 from swaa.policies.scores import (
     ALiBi,
+    CachePositions,
     ScoreMod,
     Scores,
     SinkLogits,
@@ -74,6 +75,7 @@ __all__ = [
     "BidirectionalPrompt",
     "BigBird",
     "BlockWindow",
+    "CachePositions",
     "ChunkedAttention",
     "ContentPolicy",
     "DilatedWindow",

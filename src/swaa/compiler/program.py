@@ -18,10 +18,12 @@ from swaa.compiler.blockwise import blockwise_attention
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import BLOCK_SIZES, Job, Kernel, KernelPlan, check_kernel_request, choose_kernel
+from swaa.compiler.positions import TurnBack, at_cache_positions
 from swaa.compiler.runs import CausalRun, attend_runs, causal_runs, hides_nothing
 from swaa.compiler.scores import PlacedScores, joined_sinks
 from swaa.compiler.selected_blocks import selected_block_mask
 from swaa.compiler.selection import Selection
+from swaa.errors import UserError
 from swaa.policies.bound import LayerPolicy
 from swaa.policies.scores import LayerScores
 
@@ -75,6 +77,7 @@ class AttentionProgram:
         sink_logits_H: Tensor | None = None,
         scores: LayerScores | None = None,
         learned_sinks_H: Tensor | None = None,
+        turn_back: TurnBack | None = None,
     ) -> Tensor:
         """Attention of one layer under its policy; shapes by the suffixes of :mod:`swaa.compiler.attention`.
 
@@ -83,6 +86,7 @@ class AttentionProgram:
             sink_logits_H: the model's own, which take part beside those of ``scores``.
             scores: what else becomes of the scores of these heads.
             learned_sinks_H: the values of its learned sink logits; None for those that they begin with.
+            turn_back: the model's rotation, which scores with :class:`swaa.CachePositions` need.
 
         Returns:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
@@ -99,7 +103,15 @@ class AttentionProgram:
                 sink_logits_H=sink_logits_H,
                 scores=scores,
                 learned_sinks_H=learned_sinks_H,
+                turn_back=turn_back,
             )
+        if scores is not None and scores.positions is not None:
+            if turn_back is None:
+                raise UserError(
+                    "CachePositions: needs a model's rotation. Use swaa.apply_policy(model, policy, scores)."
+                )
+            scale = query_BHQD.shape[-1] ** -0.5 if scale is None else scale
+            query_BHQD, key_BGKD = at_cache_positions(query_BHQD, key_BGKD, self.layout, scores.positions, turn_back)
         sink_logits_H = joined_sinks(scores, sink_logits_H, learned_sinks_H, query_BHQD.device)
         scores = scores if scores is not None and scores.changes_scores else None
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query_BHQD, key_BGKD, value_BGKD))

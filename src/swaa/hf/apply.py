@@ -17,6 +17,7 @@ from swaa.hf.attention import register_attention
 from swaa.hf.forward import after_forward, before_forward, before_model
 from swaa.hf.mark import mark, unmark
 from swaa.hf.masks import register_masks
+from swaa.hf.rotation import check_turnable
 from swaa.hf.sinks import add_sinks, check_sinks, remove_sinks
 from swaa.hf.spec import ATTRIBUTE, IMPLEMENTATION, PolicyOnModel, make_spec, text_config
 from swaa.policies import AttentionPolicy, parse_policy
@@ -99,7 +100,9 @@ class PolicyHandle:
         config = self._decoder.config
         chosen = outside.get("scores") if scores == "keep" else scores
         changes = None if chosen is None else parse_scores(chosen)
-        spec = _checked_spec(config, parse_policy(policy), changes, kernel=outside["kernel"], evict=outside["evict"])
+        spec = _checked_spec(
+            self._decoder, parse_policy(policy), changes, kernel=outside["kernel"], evict=outside["evict"]
+        )
         check_sinks(self._decoder, _layer_scores(config, spec))
         self._put(spec)
         self._blocks += 1
@@ -196,7 +199,7 @@ def apply_policy(
     parsed = parse_policy(policy)
     base, decoder = _base_and_decoder(model)
     changes = None if scores is None else parse_scores(scores)
-    spec = _checked_spec(decoder.config, parsed, changes, kernel=kernel, evict=evict)
+    spec = _checked_spec(decoder, parsed, changes, kernel=kernel, evict=evict)
     return PolicyHandle(base, decoder, parsed, changes, spec)._install()
 
 
@@ -206,9 +209,10 @@ def _layer_scores(config: Any, spec: dict[str, Any]) -> Sequence[LayerScores]:
 
 
 def _checked_spec(
-    config: Any, policy: AttentionPolicy, scores: Scores | None, *, kernel: str, evict: bool
+    decoder: PreTrainedModel, policy: AttentionPolicy, scores: Scores | None, *, kernel: str, evict: bool
 ) -> dict[str, Any]:
     """The spec of a policy and scores that the model can run under."""
+    config: Any = decoder.config
     spec = make_spec(policy, kernel, evict, scores)
     on_model = PolicyOnModel(spec, config.num_hidden_layers)
     layers = on_model.bound(config.num_attention_heads).layers  # refuses what is not there
@@ -217,6 +221,7 @@ def _checked_spec(
     changed = on_model.bound_scores(config.num_attention_heads)
     restricted = [index for index, layer in enumerate(changed) if not layer.is_nothing]
     _refuse_where_there_is_no_attention(config, repr(scores), restricted)
+    check_turnable(decoder, changed)
     return spec
 
 

@@ -11,7 +11,7 @@ from swaa.errors import UserError
 from swaa.hf.cache import PolicyLayer
 from swaa.hf.masks import MaskPlan
 from swaa.hf.native import restrict
-from swaa.hf.prompt import CONTEXT_KEY, ForwardContext
+from swaa.hf.prompt import CONTEXT_KEY, ForwardContext, dropped_context
 from swaa.hf.sinks import PARAMETER
 from swaa.hf.spec import IMPLEMENTATION
 from swaa.policies.scores import LayerScores
@@ -80,6 +80,10 @@ def policy_attention(
     options: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap, "sink_logits_H": s_aux}
     if scores is not None:
         options |= {"scores": scores, "learned_sinks_H": _learned_sinks(module, scores)}
+        if scores.positions is not None:
+            if not isinstance(context, ForwardContext):
+                raise dropped_context(attention_mask.policy.policy, "its scores count positions in a cache")
+            options["turn_back"] = context.turn_back
     held = _held(context, layer_index)
     if held is not None and held.is_split:
         kernel = attention_mask.policy.kernel

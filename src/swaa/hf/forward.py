@@ -33,6 +33,7 @@ from swaa.hf.prompt import (
     remembered,
     undeclared,
 )
+from swaa.hf.rotation import turn_back
 from swaa.hf.spec import policy_on, text_config
 from swaa.policies import AttentionPolicy
 
@@ -83,7 +84,8 @@ def before_forward(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     if books is not None:
         phased = prompt if policy.by_phase else None
         books.begin(policy.policy, tokens.shape[1], kwargs.get("attention_mask"), seen, phased)
-    kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache, decode_mask)
+    turn = turn_back(decoder) if policy.moves_positions else None
+    kwargs[CONTEXT_KEY] = ForwardContext(prompt, packed, None if books is None else cache, decode_mask, turn)
     return (), kwargs
 
 

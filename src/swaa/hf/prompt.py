@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swaa.compiler.positions import TurnBack
 from swaa.errors import UserError, invalid
 from swaa.policies import AttentionPolicy
 
@@ -50,6 +51,7 @@ class ForwardContext:
         packed_positions: Tensor | None = None,
         cache: Any = None,
         decode_mask: Tensor | None = None,
+        turn_back: TurnBack | None = None,
     ) -> None:
         self.prompt = prompt
         self.packed_positions = packed_positions
@@ -57,6 +59,8 @@ class ForwardContext:
         """The cache, where its layers drop keys."""
         self.decode_mask = decode_mask
         """The queries of the decode phase, bool [B, Q], where the caller has said it token by token."""
+        self.turn_back = turn_back
+        """The model's rotation, turned back, where scores count positions in another way."""
         self.arrived = False
         """Has an attention layer got it? Some models drop keyword arguments on the way."""
 

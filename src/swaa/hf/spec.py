@@ -8,12 +8,12 @@ and PEFT, and it is where attention finds its policy.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from swaa.errors import UserError
 from swaa.policies import AttentionPolicy, BoundPolicy, LayerPolicy, bind, parse_policy, policy_to_dict
-from swaa.policies.scores import LayerScores, Scores, bind_scores, parse_scores, scores_to_list
+from swaa.policies.scores import CachePositions, LayerScores, Scores, bind_scores, parse_scores, scores_to_list
 
 ATTRIBUTE = "swaa"
 """The config attribute that holds the spec."""
@@ -125,6 +125,16 @@ class PolicyOnModel:
         if num_heads not in self._bound_scores:
             self._bound_scores[num_heads] = bind_scores(self.scores, self.num_layers, num_heads)
         return self._bound_scores[num_heads]
+
+    @cached_property
+    def moves_positions(self) -> bool:
+        """Do scores count positions in another way, anywhere?"""
+        return self.scores is not None and any(
+            isinstance(mod, CachePositions)
+            for _, split in self.scores.form.cells
+            for _, mods in split.cells
+            for mod in mods
+        )
 
     @property
     def by_phase(self) -> bool:

@@ -19,7 +19,7 @@ from swaa.policies.selector import select
 
 Mods = tuple["ScoreMod", ...]
 Form = Split[Split[Mods]]
-"""Layers -> heads -> what is applied there, first to last; logits of sinks, whose order does not matter, at the end."""
+"""Layers -> heads -> what is applied there, first to last; positions always come first and sinks last."""
 
 
 class Scores(ABC):
@@ -144,12 +144,14 @@ def from_form(form: Form) -> Scores:
 
 
 def _joined(first: Mods, second: Mods) -> Mods:
-    """One after the other; sinks at the end, as they change no score and so may stand anywhere."""
-    from swaa.policies.scores.sink_logits import SinkLogits  # a ScoreMod, so defined on top of this module
+    """One after the other; positions at the beginning and sinks at the end, wherever in a sum they stand."""
+    from swaa.policies.scores.cache_positions import CachePositions  # ScoreMods, so defined on top of this module
+    from swaa.policies.scores.sink_logits import SinkLogits
 
     mods = (*first, *second)
+    positions = sorted({mod for mod in mods if isinstance(mod, CachePositions)}, key=repr)  # twice is once
     sinks = sorted((mod for mod in mods if isinstance(mod, SinkLogits)), key=repr)
-    return (*(mod for mod in mods if not isinstance(mod, SinkLogits)), *sinks)
+    return (*positions, *(mod for mod in mods if not isinstance(mod, CachePositions | SinkLogits)), *sinks)
 
 
 def _checked(scores: Scores, keyword: str, where: object) -> Scores:

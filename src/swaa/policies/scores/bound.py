@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 
 from swaa.errors import UserError
 from swaa.policies.scores.base import Mods, ScoreMod, Scores
+from swaa.policies.scores.cache_positions import CachePositions
 from swaa.policies.scores.sink_logits import SinkLogits
 from swaa.policies.selector import NOTHING, IndexSet
 
@@ -30,10 +31,10 @@ class LayerScores:
 
     @cached_property
     def changes(self) -> Groups:
-        """The groups without sinks, which are no change of a score."""
+        """The groups without positions and sinks, which are no change of a score."""
         return _regrouped(
             {
-                head: tuple(mod for mod in mods if not isinstance(mod, SinkLogits))
+                head: tuple(mod for mod in mods if not isinstance(mod, CachePositions | SinkLogits))
                 for heads, mods in self.groups
                 for head in heads
             }
@@ -41,8 +42,13 @@ class LayerScores:
 
     @property
     def changes_scores(self) -> bool:
-        """Does any head do more than take a sink in?"""
+        """Does any head do more than take a sink in, or count positions in another way?"""
         return any(mods for _, mods in self.changes)
+
+    @property
+    def positions(self) -> CachePositions | None:
+        """How positions are counted, the same for all heads; None for those of the text."""
+        return next((mod for mod in self.groups[0][1] if isinstance(mod, CachePositions)), None)
 
     @property
     def is_nothing(self) -> bool:
@@ -100,7 +106,7 @@ def bind_scores(scores: Scores, num_layers: int, num_heads: int) -> tuple[LayerS
 
     Raises:
         UserError: a layer or head that they name does not exist in this model; a table of values has not one for each
-            head; two learned sink logits share a head.
+            head; two learned sink logits share a head; heads of a layer count positions differently.
     """
     _check_places(scores, num_layers, num_heads)
     layers: dict[int, LayerScores] = {}
@@ -115,10 +121,22 @@ def bind_scores(scores: Scores, num_layers: int, num_heads: int) -> tuple[LayerS
                     f"SinkLogits: head {head} has {len(learned)} learned sink logits, of which only the sum could be "
                     f"learned. Keep one of them."
                 )
+        _check_positions(layer)
         for _, mods in layer.groups:
             layer.bound(mods)  # refuses tables of the wrong length
         layers.update(dict.fromkeys(where.indices(num_layers, kind="layer", may_be_empty=True), layer))
     return tuple(layers[index] for index in range(num_layers))
+
+
+def _check_positions(layer: LayerScores) -> None:
+    """Refuse positions that are not one way of counting for all heads: heads share their keys."""
+    counted = {tuple(mod for mod in mods if isinstance(mod, CachePositions)) for _, mods in layer.groups}
+    if len(counted) > 1 or any(len(ways) > 1 for ways in counted):
+        ways = ", ".join(sorted({repr(mod) for mods in counted for mod in mods}))
+        raise UserError(
+            f"CachePositions: expected one way of counting for all heads of a layer, got {ways} on some of them. "
+            f"Leave out .on_heads, and keep one."
+        )
 
 
 def _check_places(scores: Scores, num_layers: int, num_heads: int) -> None:
