@@ -38,14 +38,13 @@ def recall(args: argparse.Namespace) -> int:
         load_plugin(plugin)
     policies = [parse_policy(policy) for policy in args.policies]  # before the model takes its time
 
-    import torch
-
     from swaa.hf import load
     from swaa.hf.recall import attention_mass
     from swaa.hf.weights import DEFAULT_MODEL
 
     model, tokenizer = load(args.model or DEFAULT_MODEL)
-    ids = torch.tensor([_prompt(tokenizer, args.tokens, args.seed)], device=model.device)
+    prompt = _prompt(tokenizer, args.tokens, args.seed)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
     measured = attention_mass(model, ids, policies)
     if args.json:
         print(json.dumps({"tokens": ids.shape[1], "policies": [vars(one) for one in measured]}, indent=2))
@@ -54,20 +53,19 @@ def recall(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prompt(tokenizer: Any, length: int, seed: int) -> list[int]:
-    """The tokens of a needle in a haystack, asked for, up to the place where its value comes next."""
+def _prompt(tokenizer: Any, length: int, seed: int) -> str:
+    """A needle in a haystack, asked for, up to the place where its value comes next; in the chat template."""
     from swaa.tasks.needle import NeedleSingle
 
-    def rendered(prompt: str, answer_prefix: str) -> list[int]:
-        turn = [{"role": "user", "content": prompt}]
+    def rendered(prompt: str, answer_prefix: str) -> str:
         text = prompt
         if tokenizer.chat_template is not None:
+            turn = [{"role": "user", "content": prompt}]
             text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        ids: list[int] = tokenizer(text + answer_prefix, add_special_tokens=False).input_ids
-        return ids
+        return text + answer_prefix
 
     def count(prompt: str, answer_prefix: str) -> int:
-        return len(rendered(prompt, answer_prefix))
+        return len(tokenizer(rendered(prompt, answer_prefix), add_special_tokens=False).input_ids)
 
     example = next(iter(NeedleSingle().examples(length=length, num_examples=1, seed=seed, count_tokens=count)))
     return rendered(example.prompt, example.answer_prefix)
