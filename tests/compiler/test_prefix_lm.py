@@ -16,7 +16,7 @@ import prefix_oracle
 from oracle import Contiguous, Model
 from prefix_strategies import ATOMS, Near, known
 from strategies import Case, bound_layer, build, cases, layout_of, recipes
-from swaa import BidirectionalPrefix, FullAttention, PrefixLM, SlidingWindow
+from swaa import BidirectionalPrefix, FullAttention, PrefixLM, SinkTokens, SlidingWindow
 from swaa.compiler import estimate_cost
 from swaa.compiler.ahead import looks_across
 from swaa.compiler.blocks import block_mask
@@ -161,8 +161,10 @@ def test_pictures_cost_and_receptive_field() -> None:
     assert cost.layers[0].decode_pairs == cost.full.decode_pairs
     assert cost.layers[0].kept_keys == 6
     # two layers: the last token sees 9 and 8, these look at most 3 ahead and behind
-    near = bind((Near(3) | SlidingWindow(1)), 2, 1)
+    near = bind(Near(3) | SlidingWindow(1), 2, 1)
     assert receptive_field(near, 10) == 7
     assert receptive_field(bind(BidirectionalPrefix(8) | SlidingWindow(2), 1, 1), 10) == 2
     assert receptive_field(bind(BidirectionalPrefix(8) | SlidingWindow(3), 2, 1), 10) == 10
+    # the last token sees the first, which sees those of the prefix, all later than itself
+    assert receptive_field(bind(BidirectionalPrefix(8) | SinkTokens(1), 2, 1), 10) == 9
     assert receptive_field(bind(FullAttention(), 1, 1), 10) == 10
