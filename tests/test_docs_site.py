@@ -107,7 +107,19 @@ def public(init: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "package",
-    ["policies", "compiler", "hf", "tasks", "graders", "config", "engine", "harness", "report"],
+    [
+        "policies",
+        "policies/scores",
+        "compiler",
+        "hf",
+        "testing",
+        "tasks",
+        "graders",
+        "config",
+        "engine",
+        "harness",
+        "report",
+    ],
 )
 def test_every_public_name_has_its_entry(package: str) -> None:
     described = set().union(*(read(page).ids for page in (SITE / "api").glob("*.html")))

@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from swaa.compiler import ModelShape, estimate_cost
 from swaa.compiler.picture import fitting_length, mask_pictures
 from swaa.errors import UserError
-from swaa.policies import AttentionPolicy
+from swaa.policies import AttentionPolicy, get_policy
 from swaa.policies.registry import Example, ZooEntry, zoo_entries
 
 logging.getLogger("swaa.compiler").setLevel(logging.ERROR)  # it says of some policies that no key can be freed
@@ -42,7 +42,9 @@ def section(entry: ZooEntry) -> str:
     """All about one policy or pattern."""
     large = max(entry.examples, key=lambda example: fitting_length(example.policy))
     papers = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in entry.papers)
-    what = "Visible, with `k <= q`" if entry.kind == "policy" else "Comes to"
+    what = "Comes to"
+    if entry.kind == "policy":
+        what = "Visible" if get_policy(entry.name).looks_ahead else "Visible, with `k <= q`"
     lines = [
         f"## {entry.name}",
         f"{entry.summary}.",
@@ -104,9 +106,9 @@ def cost(example: Example, prompt: int) -> str:
 def percent(share: float) -> str:
     """A share with two digits that say something."""
     value = 100 * share
-    return (
-        f"{value:.0f} %" if value == 100 or 10 <= value < 99.5 else f"{value:.2g} %" if value < 10 else f"{value:.1f} %"
-    )
+    if 99.5 <= value < 100:  # not all
+        return f"{value:.1f} %"
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
 
 
 def flow(example: Example) -> str:
