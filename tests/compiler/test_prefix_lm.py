@@ -21,6 +21,7 @@ from swaa.compiler import estimate_cost
 from swaa.compiler.ahead import looks_across
 from swaa.compiler.blocks import block_mask
 from swaa.compiler.dense import dense_mask
+from swaa.compiler.eviction import KeyTable, Step
 from swaa.compiler.kernel import mask_mod
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.picture import mask_pictures
@@ -131,10 +132,10 @@ def test_slots_of_a_static_cache_that_are_not_filled_are_never_seen() -> None:
 def test_a_key_that_a_query_to_come_sees_is_kept(recipe: oracle.Recipe, start: int, prompt: int) -> None:
     model, horizon = Model(1, 1), 40
     live = live_keys(
-        bound_layer(recipe, model, 0), torch.arange(20)[None], torch.tensor([start]), torch.tensor([prompt])
+        bound_layer(recipe, model, 0), torch.arange(start)[None], torch.tensor([start]), torch.tensor([prompt])
     )
-    truth = prefix_oracle.mask(recipe, Contiguous(horizon, 20, prompts=prompt), model, 0)[0][0]
-    for key in range(20):
+    truth = prefix_oracle.mask(recipe, Contiguous(horizon, horizon, prompts=prompt), model, 0)[0][0]
+    for key in range(start):
         if any(row[key] for row in truth[start:]):
             assert bool(live[0, 0, key]), key
 
@@ -148,6 +149,19 @@ def test_where_a_prompt_may_be_cut(recipe: oracle.Recipe, split: int, end: int) 
     assert may or not sees
     if isinstance(recipe, oracle.Atom):
         assert may == sees
+
+
+def test_over_a_cache_that_drops_keys_the_prompt_ends_where_it_does() -> None:
+    table, steps = KeyTable(layer_of(Near(3))), ([-1, 0, 1], [2, 3, 4, 5])
+    for positions, first, following in zip(steps, (0, 2), (2, 6), strict=True):
+        step = Step(torch.tensor([positions]), torch.tensor([first]), torch.tensor([following]), torch.tensor([4]))
+        if first == 0:
+            table.start(step)
+    table.write(step)
+    layout = table.layout(step)
+    mask = dense_mask(layer_of(Near(3)), layout)[0, 0]
+    seen = [layout.key_positions_BK[0][row].sort().values.tolist() for row in mask]
+    assert seen == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
 
 
 def test_pictures_cost_and_receptive_field() -> None:

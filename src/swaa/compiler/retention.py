@@ -13,7 +13,7 @@ import logging
 import torch
 from torch import Tensor
 
-from swaa.compiler.evaluate import evaluate, evaluate_ahead
+from swaa.compiler.evaluate import evaluate
 from swaa.compiler.interval import INFINITY, Interval, UnknownOperation, Verdict
 from swaa.policies.boolean import Formula
 from swaa.policies.bound import HeadPolicy, LayerPolicy
@@ -62,10 +62,8 @@ def _live(head: HeadPolicy, keys_BK: Tensor, next_B: Tensor, prompt_B: Tensor | 
             return _may_see(head.formula("decode"), Interval(next_B1, forever), keys)
         prompt_B1 = prompt_B.long().unsqueeze(-1)
         decode = _may_see(head.decode, Interval(torch.maximum(next_B1, prompt_B1), forever), keys)
-        queries = Interval(next_B1, prompt_B1 - 1)
-        prefill = _may_see(head.prefill, queries, keys)
-        if head.looks_ahead:
-            prefill = prefill | evaluate_ahead(head.prefill.beyond, queries, keys, Interval(prompt_B1, prompt_B1)).may
+        # of earlier keys, where a policy looks ahead: those ahead of a query to come are not cached yet
+        prefill = _may_see(head.prefill, Interval(next_B1, prompt_B1 - 1), keys)
         return decode | (prefill & (next_B1 < prompt_B1))
     except UnknownOperation as reason:
         _say_once(head, str(reason))
