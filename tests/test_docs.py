@@ -22,6 +22,7 @@ import yaml
 
 from swaa.cli import parse
 from swaa.config import load_file
+from swaa.errors import UserError
 from swaa.policies import load_plugin, parse_policy
 from swaa.recipe import Recipe
 
@@ -190,3 +191,24 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     page.write_text("# Head\n```python run\nassert False\n```\n")
     with pytest.raises(AssertionError, match="line 3"):
         test_code_that_says_it_runs_runs(page, tmp_path)
+
+
+def test_commands_are_found_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    drawn = "    swaa draw 'SlidingWindow(8)' \\\n        --seq-len 9  # small\n\n"
+    page.write_text(f"{drawn}```bash\nA=1 swaa run gone.yaml\n```\nswaa no\n")
+    fenced, indented = commands(page)
+    assert fenced == ["run", "gone.yaml"]
+    assert indented == ["draw", "SlidingWindow(8)", "--seq-len", "9"]
+    with pytest.raises(AssertionError, match="no file here"):
+        test_commands_are_accepted(page, fenced, tmp_path, monkeypatch)
+    with pytest.raises(SystemExit):
+        test_commands_are_accepted(page, [*indented, "--seqlen", "9"], tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="unknown policy"):
+        test_commands_are_accepted(page, ["draw", "SlidingWindo(8)"], tmp_path, monkeypatch)
+
+
+def test_yaml_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("lenghts: [450]\n", "name: a\npolicy: Slide(8)\n", "train: {tasks: []}\n"):
+        with pytest.raises(UserError):
+            test_yaml_is_what_swaa_reads(text, tmp_path, monkeypatch)
