@@ -15,11 +15,11 @@ from torch._dynamo.utils import counters
 
 import oracle
 import score_oracle
-from oracle import Atom, Model, Padded, Place, Scope, Union
+from oracle import Atom, Contiguous, Model, Padded, Place, Scope, Union
 from score_oracle import Part
 from strategies import Case, bound_layer, cases, layout_of, selectors
 from swaa import FullAttention, SlidingWindow, UserError
-from swaa.compiler import blockwise, plan
+from swaa.compiler import blockrows, blockwise, plan
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Kernel, has_cpp_compiler
 from swaa.compiler.program import AttentionProgram
@@ -138,6 +138,19 @@ def tensors(batch: int, length: int, keys: int | None = None) -> list[Tensor]:
         torch.randn(batch, h, n, 16, generator=random)
         for h, n in ((4, length), (2, keys or length), (2, keys or length))
     ]
+
+
+@pytest.mark.parametrize("gathered", [1, 1 << 15])
+def test_longer_rows_alone_and_together(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose keys lie in one run, far from the first; pairs after the query, where the modification is NaN."""
+    monkeypatch.setattr(blockrows, "_GATHERED", gathered)
+    model, scene, recipe = Model(1, 4), Contiguous(200, 200), Atom("SlidingWindow", (30,))
+    parts = (Part("Uneven", (0.5, 3)), Part("ALiBi"))
+    layer, layout, drawn = bound_layer(recipe, model, 0), layout_of(scene), tensors(1, 200)
+    expected = score_oracle.attention(*drawn, oracle.mask(recipe, scene, model, 0), scene, parts, model, 0)
+    for kernel in ("blockwise", "dense"):
+        out = AttentionProgram(layout, kernel).attend(layer, *drawn, scores=layer_scores(parts, model, 0))
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_learned_sinks_take_the_place_of_what_they_begin_with() -> None:
