@@ -33,12 +33,12 @@ class Near(Predicate):
         return ()
 
 
-ATOMS = st.one_of(
+_AHEAD = st.one_of(
     st.builds(Atom, st.just("BidirectionalPrefix"), st.tuples(st.integers(2, 12))),
     st.builds(Atom, st.just("Near"), st.tuples(st.integers(1, 6))),
     st.just(Atom("BidirectionalPrompt")),
-    strategies.ALL_ATOMS,
 )
+ATOMS = st.integers(0, 2).flatmap(lambda ahead: _AHEAD if ahead else strategies.ALL_ATOMS)
 
 
 @contextmanager
