@@ -55,7 +55,7 @@ CASES = {
         Packed(((100, 40, 60), (200,)), ((30, 0, 60), (90,))),
     ),
     "turns that change the phase again and again": (
-        Scope(WINDOW_AND_SINKS, Place(phase="prefill"), Atom("SlidingWindow", (9,))),
+        Scope(WINDOW_AND_SINKS, Place(phase="decode"), Atom("Dilated", (3,))),  # as above: one kernel for both
         Turns(Packed(((100, 40, 60), (200,))), (tuple(i % 70 >= 25 for i in range(200)),)),
     ),
     "a chunk over a cache that begins late": (WINDOW_AND_SINKS, Contiguous(70, 150, 230, 150, prompts=(260, 240))),

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
+import os
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROGRAM = """
-import os, random, signal, sys, time
-import torch
-from rich.console import Console
-from swaa.config import load_experiment
-from swaa.engine import run_experiment
+from forking import Forks, Started
 
-torch.set_num_threads(1)  # a fork takes no threads along
-file, folder, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
-experiment = load_experiment(file, output=folder)
-quiet = Console(quiet=True)
-
-def begin():
-    child = os.fork()
-    if not child:
-        run_experiment(experiment, console=quiet)
-        os._exit(0)
-    return child
-
-draw = random.Random(7)
-seconds = float(sys.argv[4])
-for _ in range(kills):
-    child = begin()
-    time.sleep(seconds * draw.random())
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    records = os.path.join(folder, "records.jsonl")
-    count = open(records).read().count("\\n") if os.path.exists(records) else 0
-    print("killed" if os.WIFSIGNALED(status) else "ended", count)
-began = time.perf_counter()
-assert os.waitpid(begin(), 0)[1] == 0
-print("seconds", time.perf_counter() - began)
-"""
+KILLS = 10
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    path = folder / "records.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def key(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -58,23 +32,25 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "timing"}
 
 
-def run(program: Path, file: Path, folder: Path, kills: int, seconds: float) -> list[str]:
-    command = [sys.executable, str(program), str(file), str(folder), str(kills), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(experiment_file: Path, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    seconds = float(run(program, experiment_file, tmp_path / "whole", 0, 0)[-1].split()[1])
-    told = run(program, experiment_file, tmp_path / "killed", 10, seconds)
-    kills = [line.split() for line in told[:-1]]
-    assert len(kills) == 10
-    assert sum(state == "killed" for state, _ in kills) >= 5, "most of them hit a run that was going on"
-    counts = [int(count) for _, count in kills]
+def test_killed_at_ten_random_moments(forks: Forks, experiment_file: Path, tmp_path: Path) -> None:
+    def start(folder: str) -> Started:
+        return forks.start(["run", str(experiment_file), "--output", str(tmp_path / folder)])
+
+    began = time.monotonic()
+    assert start("whole").end() == [0]
+    seconds = time.monotonic() - began
+    draw, ends, counts = random.Random(7), [], []
+    for _ in range(KILLS):
+        process = start("killed")
+        time.sleep(seconds * draw.random())
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(process.pids[0], signal.SIGKILL)
+        ends += process.end()
+        counts.append(len(lines(tmp_path / "killed")))
+    assert start("killed").end() == [0]
+    assert ends.count(-signal.SIGKILL) >= KILLS / 2, "most of them hit a run that was going on"
+    assert set(ends) <= {-signal.SIGKILL, 0}
     assert counts == sorted(counts), "a record was lost"
     assert len(set(counts)) >= 3, "the kills hit the run at different states"
     whole, killed = lines(tmp_path / "whole"), lines(tmp_path / "killed")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forking import Forks
 from swaa.config import load_experiment
 from swaa.engine.folder import RunFolder
 from swaa.report import Record, read_run
@@ -30,17 +29,16 @@ def answers(folder: Path) -> dict[Any, dict[str, Any]]:
     return found
 
 
-def run(file: Path, output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "swaa", "run", str(file), *overrides, "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def run(forks: Forks, file: Path, output: Path, *overrides: str) -> None:
+    """A whole run that goes well. A second process is started by the first one, as the command line does."""
+    started = forks.start(["run", str(file), *overrides, "--output", str(output)])
+    assert started.end() == [0], started.err
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_records_of_one(experiment_file: Path, tmp_path: Path) -> None:
-    alone = run(experiment_file, tmp_path / "one")
-    assert alone.returncode == 0, alone.stderr
-    both = run(experiment_file, tmp_path / "two", "trainer.devices=2")
-    assert both.returncode == 0, both.stderr
+def test_two_processes_make_the_records_of_one(forks: Forks, experiment_file: Path, tmp_path: Path) -> None:
+    run(forks, experiment_file, tmp_path / "one")
+    run(forks, experiment_file, tmp_path / "two", "trainer.devices=2")
     assert answers(tmp_path / "two") == answers(tmp_path / "one")
     assert not record_parts(tmp_path / "two")
     assert read_run(tmp_path / "two").complete
@@ -66,13 +64,14 @@ def test_what_a_killed_process_wrote_is_kept(experiment_file: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_processes_with_nothing_to_do_keep_the_others_company(experiment_file: Path, tmp_path: Path) -> None:
+def test_processes_with_nothing_to_do_keep_the_others_company(
+    forks: Forks, experiment_file: Path, tmp_path: Path
+) -> None:
     """A run that lacks a single batch, of a single set of weights, ends as it does in one process."""
     few = ["num_examples=1", "lengths=[400]", "tasks=[{name: needle_single}]"]
-    assert run(experiment_file, tmp_path / "run", *few).returncode == 0
+    run(forks, experiment_file, tmp_path / "run", *few)
     records = tmp_path / "run" / "records.jsonl"
     whole = answers(tmp_path / "run")
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
-    both = run(experiment_file, tmp_path / "run", *few, "trainer.devices=2")
-    assert both.returncode == 0, both.stderr
+    run(forks, experiment_file, tmp_path / "run", *few, "trainer.devices=2")
     assert answers(tmp_path / "run") == whole

@@ -49,8 +49,14 @@ def generate(batch: dict[str, Tensor], composition: Composition, evict: bool, **
     return out.sequences[:, batch["input_ids"].shape[1] :], out.past_key_values
 
 
-def assert_same(batch: dict[str, Tensor], composition: Composition, **settings: Any) -> Cache:
-    """Generates from both caches; the evicting one is returned."""
+@cache
+def one_shot(composition: Composition) -> list[list[int]]:
+    """The answers to prompts of ``LENGTHS`` that are read in one pass."""
+    return generate(padded(rows_of(*LENGTHS)), composition, True)[0].tolist()
+
+
+def assert_same(batch: dict[str, Tensor], composition: Composition, **settings: Any) -> tuple[Tensor, Cache]:
+    """Generates from both caches; what the evicting one brings is returned."""
     expected, full = generate(batch, composition, False, **settings)
     tokens, evicting = generate(batch, composition, True, **settings)
     assert tokens.tolist() == expected.tolist()
@@ -58,7 +64,7 @@ def assert_same(batch: dict[str, Tensor], composition: Composition, **settings: 
     if composition.name in SHRINKS:  # all have a layer without FA decode
         slots = [stored.capacity for heads in held(evicting) for stored in heads]
         assert min(slots) < full.get_seq_length() - 1, "nothing was evicted"
-    return evicting
+    return tokens, evicting
 
 
 @pytest.mark.parametrize("composition", [LAYERS_DIFFER, DECODE_WINDOWS], ids=str)
@@ -121,11 +127,9 @@ def test_a_declared_prompt_is_not_the_width() -> None:
 @pytest.mark.parametrize("size", [1, 2, 5, 13, 14, 50])
 def test_chunked_prefill_in_generate(composition: Composition, size: int) -> None:
     """13 leaves a tail of one token; with small chunks the first ones are nothing but padding in some rows."""
-    rows = rows_of(*LENGTHS)
-    one_shot, _ = generate(padded(rows), composition, True)
-    cache_after = assert_same(padded(rows), composition, prompt_lengths=torch.tensor(LENGTHS), prefill_chunk_size=size)
-    tokens, _ = generate(padded(rows), composition, True, prompt_lengths=torch.tensor(LENGTHS), prefill_chunk_size=size)
-    assert tokens.tolist() == one_shot.tolist()
+    settings = {"prompt_lengths": torch.tensor(LENGTHS), "prefill_chunk_size": size}
+    tokens, cache_after = assert_same(padded(rows_of(*LENGTHS)), composition, **settings)
+    assert tokens.tolist() == one_shot(composition)
     assert cache_after.get_seq_length() == max(LENGTHS) + NEW - 1
 
 

@@ -51,14 +51,16 @@ def run(model: PreTrainedModel, kernel: str, batch: dict[str, Tensor]) -> Tensor
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_flex_equals_dense(model_type: str) -> None:
-    """Alone, padded on either side and with prompt lengths; for Gemma 2 with softcap and native windows."""
+    """Alone, padded on either side and with prompt lengths; for Gemma 2, padded, with softcap and native windows."""
     model = build(model_type)
     rows = rows_of(*LENGTHS)
-    for batch in (
-        padded(rows[:1]),
+    batches = [
         padded(rows),
         padded(rows, side="right") | {"prompt_lengths": torch.tensor([130, 171])},
-    ):
+    ]
+    if model_type == "llama":  # another number of rows is another graph, of seconds
+        batches.append(padded(rows[:1]))
+    for batch in batches:
         torch.testing.assert_close(run(model, "flex", batch), run(model, "dense", batch), **CLOSE)
 
 
