@@ -31,7 +31,11 @@ settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked ``gpu`` where there is no CUDA device, and says so in the summary."""
+    """Puts the slow tests first: the last ones, which no worker shares with another, are then short.
+
+    Skips the tests marked ``gpu`` where there is no CUDA device, and says so in the summary.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
