@@ -1,5 +1,5 @@
 """YAML files become frozen values: an :class:`Experiment`, a :class:`Benchmark`, a
-:class:`Distillation` or a :class:`FineTuning`.
+:class:`Distillation`, a :class:`FineTuning` or a :class:`Search`.
 
 A file may hold free ``vars`` and interpolate them (``${vars.window}``); every field can be overridden from the command
 line (``recipes[0].decoding.max_new_tokens=8``). Unknown keys are refused, with a suggestion.
@@ -27,8 +27,11 @@ from swaa.config.loading import (
     load_experiment,
     load_file,
     load_finetuning,
+    load_search,
 )
 from swaa.config.perplexity import Perplexity
+from swaa.config.search import Search
+from swaa.config.search_parts import Budget, Calibration, Controls, Halving, HeldOut, Request, Scenarios, Space
 
 __all__ = [
     "BASELINES",
@@ -42,17 +45,26 @@ __all__ = [
     "Baseline",
     "Benchmark",
     "BenchmarkModel",
+    "Budget",
+    "Calibration",
+    "Controls",
     "Distillation",
     "Evaluation",
     "Experiment",
     "FineTuning",
+    "Halving",
+    "HeldOut",
     "LoraConfig",
     "ModelConfig",
     "Objective",
     "Optimization",
     "Perplexity",
     "Prompts",
+    "Request",
     "RunnerConfig",
+    "Scenarios",
+    "Search",
+    "Space",
     "TrainerConfig",
     "Training",
     "Validation",
@@ -62,4 +74,5 @@ __all__ = [
     "load_experiment",
     "load_file",
     "load_finetuning",
+    "load_search",
 ]

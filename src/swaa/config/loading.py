@@ -1,4 +1,4 @@
-"""Files -> experiments, benchmarks, distillations, fine-tunings: what kind a file is, and reading it as that."""
+"""Files -> experiments, benchmarks, distillations, fine-tunings, searches: of what kind a file is, and its value."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from swaa.config.distill import Distillation
 from swaa.config.experiment import Experiment
 from swaa.config.files import load_fields
 from swaa.config.finetune import FineTuning
+from swaa.config.search import Search
 from swaa.config.tuned import read_experiment
 from swaa.errors import UserError
 from swaa.reading import within
@@ -75,11 +76,19 @@ FINETUNING = Kind(
     marks=_fields(FineTuning) - _fields(Experiment) - _fields(Distillation),
     lacks=frozenset({"tasks", "recipes"}),
 )
-MARKED: tuple[Kind[Benchmark | Distillation | FineTuning], ...] = (BENCHMARK, FINETUNING, DISTILLATION)
+SEARCH = Kind(
+    "a search",
+    "swaa search",
+    Search.from_dict,
+    marks=_fields(Search) - _fields(Experiment) - {"decoding", "request", "test"},
+    lacks=frozenset({"tasks", "recipes", "train"}),
+)
+AnyFile = Experiment | Benchmark | Distillation | FineTuning | Search
+MARKED: tuple[Kind[Benchmark | Distillation | FineTuning | Search], ...] = (BENCHMARK, FINETUNING, SEARCH, DISTILLATION)
 """The kinds that are told by their marks, in the order in which they are tried; any other file is an experiment."""
 
 
-def kind_of(mapping: Mapping[str, object]) -> Kind[Experiment | Benchmark | Distillation | FineTuning]:
+def kind_of(mapping: Mapping[str, object]) -> Kind[AnyFile]:
     """The kind of file that these fields are of."""
     return next((kind for kind in MARKED if kind.told_by(mapping)), EXPERIMENT)
 
@@ -115,7 +124,12 @@ def load_finetuning(path: Path | str, overrides: Sequence[str] = (), *, output: 
     return _load(FINETUNING, path, overrides, output)
 
 
-def load_file(path: Path | str, overrides: Sequence[str] = ()) -> Experiment | Benchmark | Distillation | FineTuning:
+def load_search(path: Path | str, overrides: Sequence[str] = (), *, output: Path | str | None = None) -> Search:
+    """Read a search file; arguments and errors as of :func:`load_experiment`."""
+    return _load(SEARCH, path, overrides, output)
+
+
+def load_file(path: Path | str, overrides: Sequence[str] = ()) -> AnyFile:
     """Read a file of any kind; errors as of :func:`load_experiment`."""
     return _load(kind_of(load_fields(path, overrides)), path, overrides, None)
 
