@@ -35,12 +35,16 @@ MAY_IMPORT = {
         *("errors", "reading", "jsonlines", "policies", "compiler", "hf"),
         *("tasks", "graders", "report", "prompting", "recipe", "config"),
     },
+    "search": {
+        *("errors", "named", "reading", "jsonlines", "policies", "compiler", "hf"),
+        *("tasks", "graders", "report", "prompting", "recipe", "config", "engine"),
+    },
 }
 EVERYTHING = {"cli", "__init__", "__main__"}
 
 # library -> the parts that may import it
 ONLY_IN = {
-    "torch": {"policies", "compiler", "hf", "engine", "harness", "testing"},
+    "torch": {"policies", "compiler", "hf", "engine", "harness", "testing", "search"},
     "transformers": {"hf"},
     "peft": {"hf"},
     "huggingface_hub": {"hf"},

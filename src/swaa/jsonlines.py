@@ -48,3 +48,14 @@ def read_lines(path: Path, parse: Callable[[str], T], *, fault: str, mend: str) 
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"{path}:{number}: this line {fault} ({error}). {mend}") from error
             yield value
+
+
+def drop_torn_line(path: Path) -> None:
+    """Remove what follows the last line end of a file, which an interruption tore, so that lines can be added."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -12,6 +12,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from swaa.errors import UserError
+from swaa.jsonlines import drop_torn_line
 
 MEND = "Choose another folder with --output, or delete these results with --fresh."
 _LOCK = ".lock"
@@ -84,14 +85,7 @@ class ResumableFolder(ABC):
 
     def _drop_torn_line(self, name: str) -> None:
         """Remove what follows the last line end of a file: a line that an interruption tore."""
-        path = self.path / name
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        drop_torn_line(self.path / name)
 
 
 def changed(pairs: Iterable[tuple[str, object, object]]) -> list[str]:
