@@ -197,7 +197,7 @@ def apply_policy(
     """
     check_kernel_request(kernel)
     parsed = parse_policy(policy)
-    base, decoder = _base_and_decoder(model)
+    base, decoder = base_and_decoder(model)
     changes = None if scores is None else parse_scores(scores)
     spec = _checked_spec(decoder, parsed, changes, kernel=kernel, evict=evict)
     return PolicyHandle(base, decoder, parsed, changes, spec)._install()
@@ -225,7 +225,7 @@ def _checked_spec(
     return spec
 
 
-def _base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
+def base_and_decoder(model: torch.nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The transformers model inside its wrappers, and its text decoder, checked to run under policies."""
     base: Any = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     base = getattr(base, "get_base_model", lambda: base)()

@@ -62,6 +62,7 @@ class MaskPlan(BlockMask):
         self.mask_function = mask_function
         self._program: AttentionProgram | None = None
         self._moved: dict[torch.device, MaskPlan] = {}
+        self._others: dict[PolicyOnModel, MaskPlan] = {}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -87,19 +88,28 @@ class MaskPlan(BlockMask):
             return self
         device = torch.device(device)
         if device not in self._moved:  # one for all layers there, as they share its masks
-            self._moved[device] = MaskPlan(
-                self.policy,
-                batch_size=self.batch_size,
-                query_length=self.query_length,
-                key_length=self.key_length,
-                query_offset=self.query_offset,
-                key_offset=self.key_offset,
-                padding_BS=None if self.padding_BS is None else self.padding_BS.to(device),
-                native=self.native,
-                device=device,
-                mask_function=self.mask_function,
-            )
+            self._moved[device] = self._again(self.policy, device)
         return self._moved[device]
+
+    def under(self, policy: PolicyOnModel) -> MaskPlan:
+        """The same slots and padding under another policy."""
+        if policy not in self._others:  # one for all layers, as they share its masks
+            self._others[policy] = self._again(policy, self.device)
+        return self._others[policy]
+
+    def _again(self, policy: PolicyOnModel, device: torch.device) -> MaskPlan:
+        return MaskPlan(
+            policy,
+            batch_size=self.batch_size,
+            query_length=self.query_length,
+            key_length=self.key_length,
+            query_offset=self.query_offset,
+            key_offset=self.key_offset,
+            padding_BS=None if self.padding_BS is None else self.padding_BS.to(device),
+            native=self.native,
+            device=device,
+            mask_function=self.mask_function,
+        )
 
     def __repr__(self) -> str:
         return f"MaskPlan(shape={self.shape}, policy={self.policy.policy!r})"

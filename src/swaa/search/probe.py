@@ -79,7 +79,7 @@ class Probe:
             raise UserError(
                 "Probe.model: expected one without a policy on it, as the probe puts on its own. Remove it."
             )
-        self.model, self.items, self.base = model, tuple(items), base
+        self.model, self.items, self.base, self.batch_size = model, tuple(items), base, batch_size
         shape = model_shape(model)
         self.num_layers, self.num_heads = shape.num_layers, shape.num_heads
         self.book = ScoreBook() if book is None else book
@@ -131,7 +131,8 @@ class Probe:
         if found is None:
             if metric == "kl":
                 self._need_full()
-            if self._reference is not None and self._kept.reference != self._reference:
+            if self._kept.kept_layers and self._reference not in (None, self._kept.reference):
+                assert self._reference is not None
                 self._run(self._reference, keep=True)
             found = self.book.find(self.subject, metric, choice)  # of the reference itself, from now on
         if found is None:
@@ -224,7 +225,7 @@ class Probe:
                 if keep and not self._proven and self._kept.kept_layers:
                     self._prove_sharing(batch, index, logits_BAV)
                 self._score(batch, logits_BAV, values, is_full=choice == self.all_layers)
-        if keep:
+        if keep and self._kept.kept_layers:
             self._kept.reference = choice
         for metric in METRICS:
             if metric != "kl" or self._has_full:
@@ -256,15 +257,20 @@ class Probe:
 
     def _prove_sharing(self, batch: ItemBatch, index: int, logits_BAV: Tensor) -> None:
         """Some models hand things past their layers (keys of an earlier layer, say): with these, nothing is shared."""
-        kept = self._kept.kept_layers
+        kept, reason = self._kept.kept_layers, "they depend on more than the one before"
         first = kept[len(kept) // 2] + 1
-        with self._kept.sharing(index, first):
-            again_BAV = self.logits(batch, layers=self.num_layers - first)
         self._proven = True
-        if not torch.allclose(again_BAV, logits_BAV, atol=1e-3 * float(logits_BAV.abs().max()), rtol=0.0):
-            log.warning("search: the layers of %s depend on more than the one before; each pass runs all of them",
-                        type(self.model).__name__)  # fmt: skip
-            self._kept.forget()
+        try:
+            with self._kept.sharing(index, first):
+                again_BAV = self.logits(batch, layers=self.num_layers - first)
+            if torch.allclose(again_BAV, logits_BAV, atol=1e-3 * float(logits_BAV.abs().max()), rtol=0.0):
+                return
+        except Exception as error:  # whatever a model's own code raises where it misses what a layer below leaves
+            reason = repr(error)
+        log.warning(
+            "%s: its layers cannot run apart (%s); each pass runs all of them", type(self.model).__name__, reason
+        )
+        self._kept.forget()
 
     def _checked(self, chosen: Collection[Unit]) -> Choice:
         choice = frozenset(chosen)

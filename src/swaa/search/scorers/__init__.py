@@ -1,5 +1,6 @@
 """Scorers: which units should keep full attention. One frozen dataclass each, known by its name."""
 
+from swaa.search.scorers.attention import GateGradient, HeadGate, LazyRatio
 from swaa.search.scorers.base import Scorer
 from swaa.search.scorers.controls import Fixed, Random
 from swaa.search.scorers.greedy import Greedy
@@ -10,7 +11,10 @@ __all__ = [
     "AddOne",
     "DropOne",
     "Fixed",
+    "GateGradient",
     "Greedy",
+    "HeadGate",
+    "LazyRatio",
     "Random",
     "Scorer",
     "get_scorer",
