@@ -52,11 +52,14 @@ class Candidate:
         base: what holds on the others.
         chosen: the units, in order.
         origins: the labels of the scorers that chose these units, or of the controls that they are.
+        num_layers, num_heads: of the model; heads are the query heads of a layer.
     """
 
     base: Base
     chosen: tuple[Unit, ...]
     origins: tuple[str, ...]
+    num_layers: int
+    num_heads: int
 
     @property
     def name(self) -> str:
@@ -66,7 +69,7 @@ class Candidate:
     @property
     def policy(self) -> AttentionPolicy:
         """Full attention on the chosen units, the base policy on the others."""
-        return policy_of(self.base.policy, self.chosen)
+        return policy_of(self.base.policy, self.chosen, num_layers=self.num_layers, num_heads=self.num_heads)
 
     @property
     def units(self) -> list[str]:
@@ -113,7 +116,7 @@ def merged(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def spread(size: int, count: int) -> tuple[int, ...]:
-    """The places of ``count`` of ``size`` units, evenly spaced: the paper's every n-th from the second, where that is so many."""
+    """Places of ``count`` of ``size`` units, evenly spaced: each n-th from the second on, where these are so many."""
     if not count:
         return ()
     for step in range(1, size + 1):
@@ -144,7 +147,7 @@ def patterned(base: Base, pattern: str, shape: ModelShape, field: str) -> Candid
     """
     with within(field):
         chosen = select(pattern).indices(shape.num_layers, kind="layer")
-    return Candidate(base, chosen, (f"pattern[{pattern}]",))
+    return Candidate(base, chosen, (f"pattern[{pattern}]",), shape.num_layers, shape.num_heads)
 
 
 def is_control(candidate: Candidate) -> bool:

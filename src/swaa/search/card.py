@@ -1,0 +1,256 @@
+"""What a search writes for its reader: the card, the table of the fronts, the plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from swaa.config import Search
+from swaa.report.paired import Paired
+from swaa.report.stats import Estimate
+from swaa.search.budget import KINDS, limits
+from swaa.search.choosing import Found
+from swaa.search.folder import recipe_file
+from swaa.search.halving import Scored
+from swaa.search.outcome import Outcome, Tested
+
+COLUMNS = (
+    *("recipe", "role", "fronts", "full_layers", "time_ratio", "kv_share", "within_budget", "n"),
+    *("accuracy", "accuracy_low", "accuracy_high", "nll", "difference", "difference_low", "difference_high"),
+    *("p", "p_holm", "measured_ratio", "calibration_nll", "validation_nll", "validation_accuracy"),
+    *("window", "sinks", "phase", "units", "chosen_by", "file"),
+)
+AXES = {
+    "full_layers": "units with full attention",
+    "time_ratio": "predicted time over full attention's",
+    "kv_share": "KV kept over full attention's",
+}
+COLOURS = {"full attention": "black", "chosen": "#2463a8", "fixed pattern": "#d9822b", "random set": "#9aa5b1"}
+
+
+def to_csv(outcome: Outcome) -> str:
+    """A line for each recipe that was tested, at full precision."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for one in outcome.tested:
+        writer.writerow({key: "" if value is None else value for key, value in _row(one, outcome).items()})
+    return text.getvalue()
+
+
+def _row(one: Tested, outcome: Outcome) -> dict[str, object]:
+    difference = None if one.against_full is None else one.against_full.difference
+    row: dict[str, object] = {
+        "recipe": one.name,
+        "role": one.role,
+        "fronts": " ".join(one.fronts),
+        **{kind: getattr(one.costs, kind) for kind in KINDS},
+        "within_budget": one.within_budget,
+        "n": one.accuracy.n,
+        **_ends("accuracy", one.accuracy),
+        "nll": one.nll,
+        **_ends("difference", difference),
+        "p": None if one.against_full is None else one.against_full.p,
+        "p_holm": None if one.against_full is None else one.against_full.p_holm,
+        "measured_ratio": one.measured_ratio,
+    }
+    if one.scored is not None:
+        candidate = one.scored.candidate
+        row |= {
+            **{name: getattr(one.scored, name) for name in COLUMNS if name.startswith(("calibration", "validation"))},
+            **vars(candidate.base),
+            "units": " ".join(candidate.units),
+            "chosen_by": " ".join(candidate.origins),
+            "file": recipe_file(one.name) if outcome.is_ready(one) else None,
+        }
+    return row
+
+
+def _ends(name: str, figure: Estimate | None) -> dict[str, object]:
+    low, high = (None, None) if figure is None else (figure.low, figure.high)
+    return {name: None if figure is None else figure.value, f"{name}_low": low, f"{name}_high": high}
+
+
+def to_card(search: Search, outcome: Outcome, found: Found, second: Sequence[Scored], *, plot: str | None) -> str:
+    """How each recipe was chosen, in Markdown."""
+    parts = [
+        f"# Recipe search: {search.model.name}",
+        *_asked(search, outcome, found, second),
+        "## Winners",
+        _winners(outcome),
+        "## What was tested",
+        _accuracy_is(outcome),
+        _tested(outcome),
+        *([] if plot is None else [f"![accuracy against cost]({plot})"]),
+        "## Chosen against controls",
+        _comparisons(outcome),
+        "## How each was chosen",
+        *_chosen(outcome, found),
+        "## What to know",
+        *_notes(search, found),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _asked(search: Search, outcome: Outcome, found: Found, second: Sequence[Scored]) -> list[str]:
+    budget = ", ".join(f"at most {limit:g} {kind}" for kind, limit in limits(search.budget).items()) or "none"
+    calibration, test = search.calibration, search.test
+    lengths = ", ".join(f"{length:,}" for length in test.lengths)
+    return [
+        f"Budget: {budget}. Request: {found.cost_model.prompt_length:,} prompt tokens, {found.cost_model.new_tokens} "
+        f"new ones, on: {found.cost_model.machine.name}.",
+        f"1. {len(found.scored)} candidates on {calibration.num_examples} samples of {_labels(calibration.tasks)} "
+        f"({calibration.length:,} tokens, seed {calibration.seed}), by NLL of the right answer.\n"
+        f"2. {len(second)} of them on {search.halving.num_examples} further samples of each task (seed "
+        f"{search.halving.seed}), teacher-forced, by {search.halving.metric}.\n"
+        f"3. {sum(one.role == 'chosen' for one in outcome.tested)} of them on {outcome.num_samples} held-out samples "
+        f"of {_labels(test.tasks)} ({lengths} tokens, seed {test.seed}), with controls.",
+    ]
+
+
+def _labels(tasks: Iterable[object]) -> str:
+    return ", ".join(str(getattr(task, "label", task)) for task in tasks)
+
+
+def _winners(outcome: Outcome) -> str:
+    lines = []
+    for winner in outcome.winners:
+        if winner.name is None:
+            nearest = f" The nearest: {winner.nearest}." if winner.nearest else ""
+            lines.append(f"- {winner.question}: nothing.{nearest}")
+            continue
+        one = outcome.named(winner.name)
+        lines.append(
+            f"- {winner.question}: **{one.name}**, accuracy {_interval(one.accuracy)}, predicted time "
+            f"{one.costs.time_ratio:.3f}, KV {one.costs.kv_share:.3f} of full attention's"
+        )
+    return "\n".join(lines)
+
+
+def _accuracy_is(outcome: Outcome) -> str:
+    what = "of generated answers, by the tasks' graders" if outcome.metric == "score" else "teacher-forced"
+    return f"Accuracy {what}, with 95 % intervals; differences are paired, sample by sample."
+
+
+def _tested(outcome: Outcome) -> str:
+    head = ("recipe", "role", "accuracy", "NLL", "- full attention", "full", "time", "measured", "KV", "front of")
+    rows = [
+        (
+            one.name,
+            one.role if one.within_budget else f"{one.role}, beyond the budget",
+            _interval(one.accuracy),
+            _number(one.nll),
+            _paired(one.against_full),
+            str(one.costs.full_layers),
+            _number(one.costs.time_ratio),
+            _number(one.measured_ratio),
+            _number(one.costs.kv_share),
+            ", ".join(one.fronts) or "-",
+        )
+        for one in outcome.tested
+    ]
+    return _table(head, rows)
+
+
+def _comparisons(outcome: Outcome) -> str:
+    if not outcome.comparisons:
+        return "No control over the base policy of a chosen recipe was tested."
+    rows = [(one.chosen, one.control, _paired(one.paired), f"{one.paired.p_holm:.3f}") for one in outcome.comparisons]
+    return _table(("chosen", "control", "difference in accuracy", "p (Holm)"), rows)
+
+
+def _chosen(outcome: Outcome, found: Found) -> list[str]:
+    parts = []
+    for one in outcome.tested:
+        if one.role != "chosen" or one.scored is None:
+            continue
+        candidate, scored = one.scored.candidate, one.scored
+        rivals = [each for each in found.scored if each.candidate.base == candidate.base]
+        rivals = [each for each in rivals if len(each.candidate.chosen) == len(candidate.chosen)]
+        better = sum((each.calibration_nll or 0.0) < (scored.calibration_nll or 0.0) for each in rivals)
+        by = ", ".join(candidate.origins) if candidate.chosen else "nothing: no unit keeps full attention"
+        parts.append(
+            f"**{one.name}**: `{candidate.policy!r}`\n\nChosen by {by}. Calibration NLL "
+            f"{_number(scored.calibration_nll)} nats a token, {_place(better)} of {len(rivals)} that cost as much; "
+            f"second stage: NLL {_number(scored.validation_nll)}, accuracy {_number(scored.validation_accuracy)}."
+        )
+    return parts
+
+
+def _notes(search: Search, found: Found) -> list[str]:
+    return [
+        "- Units and candidates were chosen on the samples of stages 1 and 2. Fronts and winners are read off the "
+        "test: where several recipes are close, the best of them owes part of its lead to chance.\n"
+        "- Random sets are on no front and cannot win: the luckiest of several would.\n"
+        "- Time is predicted for the request above. 'Measured' is the test's own samples, in batches of "
+        f"{search.batch_size}, over full attention's.\n"
+        f"- Scoring took {found.evaluations} forward passes of a calibration sample in this session.",
+    ]
+
+
+def write_plot(outcome: Outcome, path: Path, *, title: str) -> bool:
+    """Draw accuracy against each kind of cost; False, and nothing drawn, where matplotlib is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return False
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, grid = plt.subplots(1, len(KINDS), figsize=(4.6 * len(KINDS), 4.2), sharey=True, layout="constrained")
+    for axes, kind in zip(grid, KINDS, strict=True):
+        front = sorted((getattr(one.costs, kind), one.accuracy.value) for one in outcome.tested if kind in one.fronts)
+        if front:
+            axes.step(*zip(*front, strict=True), where="post", color="#2463a8", linewidth=0.8)
+        for role, colour in COLOURS.items():
+            some = [one for one in outcome.tested if one.role == role]
+            if some:
+                heights = [one.accuracy.value for one in some]
+                ends = [(_low(one.accuracy), _high(one.accuracy)) for one in some]
+                spread = [[y - low for y, (low, _) in zip(heights, ends, strict=True)]]
+                spread.append([high - y for y, (_, high) in zip(heights, ends, strict=True)])
+                places = [getattr(one.costs, kind) for one in some]
+                axes.errorbar(places, heights, spread, fmt="o", markersize=4, color=colour, label=role, linewidth=0.7)
+        axes.set_xlabel(AXES[kind])
+    grid[0].set_ylabel("accuracy")
+    grid[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return True
+
+
+def _low(figure: Estimate) -> float:
+    return figure.value if figure.low is None else min(figure.low, figure.value)
+
+
+def _high(figure: Estimate) -> float:
+    return figure.value if figure.high is None else max(figure.high, figure.value)
+
+
+def _interval(figure: Estimate) -> str:
+    ends = "" if figure.low is None or figure.high is None else f" [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:.3f}{ends}"
+
+
+def _paired(paired: Paired | None) -> str:
+    if paired is None:
+        return "-"
+    figure = paired.difference
+    ends = "" if figure.low is None or figure.high is None else f" [{figure.low:+.3f}, {figure.high:+.3f}]"
+    return f"{figure.value:+.3f}{ends}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _place(better: int) -> str:
+    return "the best" if not better else f"number {better + 1}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
