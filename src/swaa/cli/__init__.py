@@ -23,6 +23,7 @@ from swaa.cli.new_policy import add_new_policy
 from swaa.cli.policies import add_draw, add_explain
 from swaa.cli.recall import add_recall
 from swaa.cli.report import add_report
+from swaa.cli.search import add_search
 from swaa.cli.tuning import add_distill, add_finetune, add_merge
 from swaa.errors import UserError
 
@@ -36,6 +37,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     add_distill,
     add_finetune,
     add_merge,
+    add_search,
     add_bench,
     add_lm_eval,
     add_grade,

@@ -9,7 +9,7 @@ from swaa.cli.common import add_file, add_job, make_console, say
 
 if TYPE_CHECKING:
     from swaa.cli.common import Subparsers
-    from swaa.config import Benchmark, Distillation, FineTuning
+    from swaa.config import Benchmark, Distillation, FineTuning, Search
 
 
 def add_run(subparsers: Subparsers) -> None:
@@ -46,7 +46,7 @@ def add_validate(subparsers: Subparsers) -> None:
 
 def validate(args: argparse.Namespace) -> int:
     """Check a file of any kind and print what it would run."""
-    from swaa.config import Benchmark, Distillation, FineTuning, load_file
+    from swaa.config import Benchmark, Distillation, FineTuning, Search, load_file
 
     experiment = load_file(args.file, args.overrides)
     if isinstance(experiment, Benchmark):
@@ -55,6 +55,8 @@ def validate(args: argparse.Namespace) -> int:
         return _validate_finetuning(args.file, experiment)
     if isinstance(experiment, Distillation):
         return _validate_distillation(args.file, experiment)
+    if isinstance(experiment, Search):
+        return _validate_search(args.file, experiment)
     for task in experiment.tasks:
         task.check()
     counts = {
@@ -93,6 +95,22 @@ def _validate_finetuning(file: str, tuning: FineTuning) -> int:
     line = f"{file} is valid: {tuning.objective.name} on {sources}, {tuning.model.name} -> {tuning.output}"
     say(console, line)
     say(console, f"  policy: {tuning.policy!r}")
+    return 0
+
+
+def _validate_search(file: str, search: Search) -> int:
+    from swaa.search.choosing import check_precision, parse_scorers
+    from swaa.search.space import bases
+
+    scorers, counts, policies = parse_scorers(search), search.space.counts, bases(search.space)
+    check_precision(search, search.test.num_samples)
+    sizes = f"{len(policies)} base policies x {len(scorers)} scorers x {len(counts)} counts"
+    total = len(policies) * len(scorers) * len(counts)
+    console = make_console()
+    line = f"{file} is valid: {sizes} = at most {total} candidates on {search.model.name} -> {search.output}"
+    say(console, line)
+    for base in policies:
+        say(console, f"  {base.policy!r}")
     return 0
 
 

@@ -84,7 +84,8 @@ class Outcome:
 
     Attributes:
         tested: full attention first, then what was chosen, then controls.
-        comparisons: of every chosen recipe with every control over its base policy; p corrected for one another.
+        comparisons: of every chosen recipe with the controls of as many units over its base policy, and the patterns asked
+            for; p corrected for one another.
         winners: of the scenarios.
         metric: what accuracy is: ``score`` or ``forced``.
         num_samples: of the test.
@@ -210,7 +211,7 @@ def _comparisons(tested: Sequence[Tested], values: Mapping[str, Answers]) -> tup
     found = []
     for one in tested:
         for control in tested:
-            if one.role == "chosen" and control.role in ROLES[2:] and _base(one) == _base(control):
+            if one.role == "chosen" and _is_rival(control, one):
                 paired = compare_paired(values[one.name], values[control.name])
                 if paired is not None:
                     found.append(Comparison(one.name, control.name, paired))
@@ -220,8 +221,13 @@ def _comparisons(tested: Sequence[Tested], values: Mapping[str, Answers]) -> tup
     )
 
 
-def _base(one: Tested) -> object:
-    return None if one.scored is None else one.scored.candidate.base
+def _is_rival(control: Tested, one: Tested) -> bool:
+    """Is it a control over the same base policy, of as many units or a pattern that was asked for?"""
+    if control.role not in ROLES[2:] or control.scored is None or one.scored is None:
+        return False
+    mine, its = one.scored.candidate, control.scored.candidate
+    asked_for = any(origin.startswith("pattern[") for origin in its.origins)
+    return mine.base == its.base and (asked_for or len(mine.chosen) == len(its.chosen))
 
 
 def _corrected(found: Sequence[Paired | None]) -> list[Paired | None]:
