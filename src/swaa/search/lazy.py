@@ -27,7 +27,8 @@ def lazy_ratios(probe: Probe, *, num_sinks: int, recent: int, last_queries: int)
     """
     # prompts alone: their last tokens then end the rows
     prompts = [Item(item.id, item.ids, item.answer_ids[:1]) for item in probe.items]
-    meter = _Meter(SlidingWindow(recent) | SinkTokens(num_sinks), last_queries)
+    near = SlidingWindow(recent) | SinkTokens(num_sinks) if num_sinks else SlidingWindow(recent)
+    meter = _Meter(near, last_queries)
     found = torch.zeros(len(prompts), probe.num_layers, dtype=torch.float64)
     with torch.no_grad(), probe.under(probe.all_layers), listening(probe.model, meter):
         for batch in make_batches(prompts, batch_size=probe.batch_size):
