@@ -1,0 +1,223 @@
+"""``swaa search`` on a tiny model: what it leaves, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.conftest import make_model, make_tokenizer
+from swaa.cli import main
+from swaa.config import load_experiment, load_search
+from swaa.engine import Interrupted, run_experiment
+from swaa.hf import apply_policy
+from swaa.hf.loading import load
+from swaa.policies import parse_policy
+from swaa.search.run import run_search
+
+SEARCH = """
+model: {{name: {model}, device: cpu}}
+calibration: {{tasks: [{{name: needle_single}}], length: 400, num_examples: 2}}
+space: {{windows: [16], sinks: [4], phases: [both], counts: [0, 1, 2, 4]}}
+scorers: [add_one, {{name: drop_one, metric: kl}}]
+budget: {{max_kv_share: 0.6}}
+halving: {{num_examples: 2, keep: 0.4}}
+controls: {{patterns: ["::2"], random: 1}}
+test: {{tasks: [{{name: needle_single}}], lengths: [400], num_examples: 3, seed: 7}}
+decoding: {{max_new_tokens: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search on a tiny model of four layers."""
+    folder = tmp_path_factory.mktemp("search")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    path = folder / "tiny.yaml"
+    path.write_text(SEARCH.format(model=folder / "model"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(file: Path) -> Path:
+    """The folder of a search that has ended."""
+    folder = file.parent / "done"
+    run_search(load_search(file, output=folder))
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The lines of ``front.csv``, without what is measured in time."""
+    rows = list(csv.DictReader((folder / "front.csv").open()))
+    return [{key: value for key, value in row.items() if key != "measured_ratio"} for row in rows]
+
+
+def test_a_search_leaves_choices_fronts_and_a_card(done: Path) -> None:
+    choices = lines(done / "choices.jsonl")
+    asked = {(choice["scorer"], choice["count"]) for choice in choices}
+    assert asked == {
+        (scorer, count) for scorer in ("add_one(metric=nll)", "drop_one(metric=kl)") for count in (0, 1, 2)
+    }
+    assert all(len(set(choice["chosen"])) == choice["count"] for choice in choices)
+    rows = {row["recipe"]: row for row in table(done)}
+    assert next(iter(rows)) == "full attention"
+    assert rows["full attention"]["within_budget"] == "False", "it keeps all keys"
+    assert {row["role"] for row in rows.values()} >= {"full attention", "chosen", "random set"}
+    assert any("pattern[::2]" in row["chosen_by"] for row in rows.values())
+    assert all(row["n"] == "3" for row in rows.values())
+    on_fronts = [row for row in rows.values() if row["fronts"]]
+    assert on_fronts
+    assert all((done / row["file"]).is_file() for row in on_fronts)
+    card = (done / "card.md").read_text()
+    assert all(row["recipe"] in card for row in rows.values())
+    assert "## Winners\n\n- fastest with at least 90% of full attention's accuracy: **" in card
+    assert load_search(done / "search.yaml").space.counts == (0, 1, 2, 4)
+
+
+def test_calibration_nll_is_that_of_the_policy_itself(file: Path, done: Path) -> None:
+    """An oracle: each sample alone, prompt then answer token by token, under the policy of the recipe."""
+    from swaa.engine.prompting import count_tokens, prepare
+
+    search = load_search(file)
+    model, tokenizer = load(search.model.name)
+    asked = search.calibration
+    options = {"length": asked.length, "num_examples": asked.num_examples, "seed": asked.seed}
+    examples = asked.tasks[0].examples(**options, count_tokens=lambda *text: count_tokens(tokenizer, *text))
+    prompts = [prepare(tokenizer, example) for example in examples]
+    result = json.loads((done / "search.json").read_text())
+    row = next(row for row in result["outcome"]["tested"] if row["role"] == "chosen" and len(row["chosen"]) == 1)
+    losses = []
+    with torch.no_grad(), apply_policy(model, parse_policy(row["policy"]), kernel="dense"):
+        for prompt in prompts:
+            own, ids = [], list(prompt.ids)
+            for token in prompt.answer_ids:
+                logits = model(input_ids=torch.tensor([ids]), prompt_lengths=torch.tensor([len(prompt.ids)])).logits
+                own.append(-float(logits[0, -1].double().log_softmax(-1)[token]))
+                ids.append(token)
+            losses.append(sum(own) / len(own))
+    assert row["calibration_nll"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+def test_a_search_that_has_ended_measures_nothing_again(file: Path, done: Path) -> None:
+    names = ("choices.jsonl", "scores.jsonl", "validation/records.jsonl", "test/records.jsonl")
+    before = {name: (done / name).read_bytes() for name in names}
+    rows = table(done)
+    run_search(load_search(file, output=done))
+    assert {name: (done / name).read_bytes() for name in names} == before
+    assert table(done) == rows
+
+
+def test_an_interrupted_search_goes_on_to_the_same_result(file: Path, done: Path) -> None:
+    search = load_search(file, output=file.parent / "cut")
+    choices = search.output / "choices.jsonl"
+
+    def stop_after_two() -> None:
+        while not choices.exists() or choices.read_text().count("\n") < 2:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watch = threading.Thread(target=stop_after_two)
+    watch.start()
+    with pytest.raises(Interrupted, match="Interrupted; what was measured is kept in"):
+        run_search(search)
+    watch.join()
+    assert not (search.output / "card.md").exists()
+    kept = choices.read_text()
+    choices.write_text(f"{kept}{{'torn")
+    run_search(search)
+    assert choices.read_text().startswith(kept)
+    assert lines(choices) == lines(done / "choices.jsonl")
+    assert table(search.output) == table(done)
+
+
+def test_a_recipe_of_the_front_runs_as_it_is(done: Path, tmp_path: Path) -> None:
+    rows = [row for row in table(done) if row["role"] == "chosen" and row["file"]]
+    experiment = load_experiment(done / rows[0]["file"], ["num_examples=1"], output=tmp_path)
+    assert [recipe.name for recipe in experiment.recipes] == ["full attention", rows[0]["recipe"]]
+    assert load_experiment(done / rows[0]["file"]).output == Path("runs") / Path(rows[0]["file"]).stem
+    assert [row.n for row in run_experiment(experiment)] == [1, 1]
+
+
+def test_more_may_be_asked_and_another_search_may_not(
+    file: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ["--output", str(done)]
+    assert main(["search", str(file), "calibration.num_examples=3", "test.seed=8", *folder]) == 2
+    told = capsys.readouterr().err
+    assert "holds results of a different search:" in told
+    assert "calibration.num_examples: 2 there, 3 now" in told
+    assert "test.seed: 7 there, 8 now" in told
+    fewer = ["budget.max_full_layers=0", "scorers=[add_one]", "controls.random=0", "controls.patterns=[]"]
+    assert main(["search", str(file), *fewer, *folder]) == 0
+    told = capsys.readouterr().out
+    assert "most accurate within the budget: none w16-s4-both, accuracy" in told
+    assert f"Card, front and recipes: {mine}" in told
+    assert [row["recipe"] for row in table(mine)] == ["full attention", "none w16-s4-both"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scorers=[ad_one]", "scorers[0]: unknown scorer 'ad_one'. Did you mean 'add_one'?"),
+        ("precision=0.1", "test.num_examples: 3 samples know an accuracy to +-"),
+        ("space.counts=[9]", "space.counts[0]: expected at most the model's 4 layers, got 9"),
+        ("space.counts=[4]", "space.counts: all 4 layers are full attention itself. Add a smaller one, such as 0."),
+        ("controls.patterns=['5:6']", "controls.patterns[0]: layer 5 is out of range: this model has 4 layers"),
+        (
+            "budget.max_kv_share=0.01",
+            "budget: nothing in the space meets max_kv_share: 0.01. The nearest is SlidingWindow(16) | SinkTokens(4) "
+            "with 0 full layers: kv_share 0.048. Raise max_kv_share to 0.048, or add smaller windows or counts",
+        ),
+        ("test.lengths=[2047]", "lengths: 2047 prompt tokens and 2 new ones are 2049 tokens"),
+        ("request.machine=none.json", "machine: none.json holds no benchmark's result"),
+    ],
+)
+def test_what_cannot_be_searched(
+    override: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(file), override, "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err.rpartition("swaa: error: ")[2]
+    assert told.removeprefix(f"{file}: ").startswith(message)
+    assert told.count("\n") == 1
+
+
+def test_a_calibration_task_without_answers(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "What is it?"}\n')
+    override = f"calibration.tasks=[{{name: file, path: {data}}}]"
+    assert main(["search", str(file), override, "--output", str(tmp_path / "out")]) == 2
+    assert "mine.jsonl:1: answer: this field is missing." in capsys.readouterr().err
+
+
+def test_a_model_whose_layers_cannot_be_switched(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    BloomForCausalLM(BloomConfig(vocab_size=260, hidden_size=8, n_layer=4, n_head=1)).save_pretrained(
+        tmp_path / "bloom"
+    )
+    make_tokenizer().save_pretrained(tmp_path / "bloom")
+    assert main(["search", str(file), f"model.name={tmp_path / 'bloom'}", "--output", str(tmp_path / "out")]) == 2
+    assert "model type 'bloom'" in capsys.readouterr().err
+
+
+def test_a_search_is_validated_without_its_model(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(file), "model.name=/nowhere"]) == 0
+    told = capsys.readouterr().out
+    assert "is valid: 1 base policies x 2 scorers x 4 counts = at most 8 candidates on /nowhere -> runs/tiny" in told
+    assert main(["validate", str(file), "scorers=[ad_one]"]) == 2
