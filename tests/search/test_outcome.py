@@ -17,7 +17,7 @@ from swaa.search.halving import FULL, Scored, after_calibration, after_validatio
 from swaa.search.outcome import Entry, Outcome, judge
 from swaa.search.space import Base, Candidate
 
-few = settings(max_examples=settings.default.max_examples // 40)
+few = settings(max_examples=settings.default.max_examples // 10)
 BASE = Base(128, 10, "prefill")
 SAMPLES = 8
 
@@ -140,6 +140,14 @@ def test_nothing_wins_where_nothing_is_good_enough() -> None:
     assert [winner.name for winner in outcome.winners] == [None, None, None, "r1"]
     assert outcome.winners[0].nearest == "r1, accuracy 0.125 of 0.900"
     assert outcome.winners[1].nearest == "r1, 2.00 times"
+
+
+def test_the_luckiest_random_set_wins_nothing() -> None:
+    lucky = entry(2, Costs(1, 0.3, 0.3), [1] * SAMPLES, "random set")
+    chosen = entry(1, Costs(1, 0.5, 0.5), [1, 1, 1, 1, 1, 1, 1, 0])
+    outcome = judge([full([1] * SAMPLES), chosen, lucky], Scenarios(accuracy_share=0.8), new_tokens=5)
+    assert [winner.name for winner in outcome.winners] == ["r1", "r1", "r1", FULL]
+    assert outcome.named("r2").fronts == ()
 
 
 def test_halving_keeps_what_is_best_at_its_cost() -> None:

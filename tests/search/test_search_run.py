@@ -153,9 +153,10 @@ def test_a_recipe_of_the_front_runs_as_it_is(done: Path, tmp_path: Path) -> None
 
 
 def test_more_may_be_asked_and_another_search_may_not(
-    file: Path, done: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = ["--output", str(done)]
+    shutil.copytree(done, mine := tmp_path / "mine")
+    folder = ["--output", str(mine)]
     assert main(["search", str(file), "calibration.num_examples=3", "test.seed=8", *folder]) == 2
     told = capsys.readouterr().err
     assert "holds results of a different search:" in told
