@@ -73,7 +73,7 @@ def test_nll_and_kl_are_metrics_by_name() -> None:
     st.integers(1, 4),
     st.integers(0, 3),
 )
-@settings(max_examples=max(1, settings.default.max_examples // 100))
+@settings(max_examples=max(5, settings.default.max_examples // 100))
 def test_no_order_of_references_and_choices_changes_a_figure(
     asked: list[tuple[set[int] | None, set[Unit], str]], batch_size: int, layers_in_memory: int
 ) -> None:

@@ -95,7 +95,7 @@ def matrices(architecture: str, place: int) -> tuple[torch.Tensor, ...]:
     st.integers(1, 16),
     st.integers(1, 3),
 )
-@settings(max_examples=max(1, settings.default.max_examples // 50))
+@settings(max_examples=max(5, settings.default.max_examples // 50))
 def test_lazy_ratios_are_those_of_whole_matrices(
     architecture: str, num_sinks: int, recent: int, last: int, batch_size: int
 ) -> None:
