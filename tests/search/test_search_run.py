@@ -170,6 +170,17 @@ def test_more_may_be_asked_and_another_search_may_not(
     assert [row["recipe"] for row in table(mine)] == ["full attention", "none w16-s4-both"]
 
 
+def test_a_control_that_was_chosen_too_is_one_recipe(file: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, mine := tmp_path / "mine")
+    layer = next(row["units"] for row in table(done) if row["role"] == "chosen" and row["full_layers"] == "1")
+    pattern = f"{layer}:{int(layer) + 1}"
+    run_search(load_search(file, ["controls.random=0", f"controls.patterns=['{pattern}']"], output=mine))
+    (row,) = [row for row in table(mine) if row["units"] == layer]
+    assert row["role"] == "chosen"
+    assert row["chosen_by"].endswith(f"pattern[{pattern}]")
+    assert f"pattern[{pattern}] 1" not in (mine / "test" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

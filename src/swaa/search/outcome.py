@@ -84,8 +84,8 @@ class Outcome:
 
     Attributes:
         tested: full attention first, then what was chosen, then controls.
-        comparisons: of every chosen recipe with the controls of as many units over its base policy, and with the patterns
-            that were asked for; p corrected for one another.
+        comparisons: of every chosen recipe with the controls of as many units over its base policy, and with the
+            patterns that were asked for; p corrected for one another.
         winners: of the scenarios.
         metric: what accuracy is: ``score`` or ``forced``.
         num_samples: of the test.
