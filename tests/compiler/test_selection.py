@@ -228,6 +228,16 @@ def test_of_equal_blocks_the_earlier_one_is_chosen() -> None:
     assert selection.dense_mask().tolist() == [[[[True, True, False, False, False, False, True]]]]
 
 
+def test_autocast_chooses_the_same() -> None:
+    """In 16 bits, products of many blocks are equal or change their order."""
+    random = torch.Generator().manual_seed(3)
+    layer, layout = bind(TopBlocks(1, 3), 1, 2).layers[0], TokenLayout.contiguous(200)
+    query, key = torch.randn(2, 1, 2, 200, 8, generator=random)
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = Selection.of(layer, layout, query, key).dense_mask()
+    assert torch.equal(chosen, Selection.of(layer, layout, query, key).dense_mask())
+
+
 # ------------------------------------------------------------------------------------ what is known beforehand
 
 

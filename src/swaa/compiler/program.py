@@ -15,6 +15,7 @@ from swaa.compiler.attention import blocksparse_attention, bucket_length, causal
 from swaa.compiler.blockrows import BlockRows
 from swaa.compiler.blocks import block_mask
 from swaa.compiler.blockwise import blockwise_attention
+from swaa.compiler.cofactors import in_phase
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import BLOCK_SIZES, Job, Kernel, KernelPlan, check_kernel_request, choose_kernel
@@ -91,6 +92,8 @@ class AttentionProgram:
         Returns:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
         """
+        if layer.by_content and self.selection is None:
+            layer = self._in_its_phase(layer)
         if layer.by_content and self.selection is None:
             return self._attend_by_content(
                 layer,
@@ -178,6 +181,13 @@ class AttentionProgram:
         mask = self.dense_mask(layer)
         hidden = None if mask is None else self._hidden[layer]
         return dense_attention(query_BHQD, key_BGKD, value_BGKD, mask, hidden_BHQ1=hidden, **modifications)
+
+    def _in_its_phase(self, layer: LayerPolicy) -> LayerPolicy:
+        """The layer, as queries of the one phase that is here see it: often these do not choose by content."""
+        real_BQ, decodes_BQ = self.layout.query_positions_BQ >= 0, self.layout.query_decodes_BQ
+        if not bool((real_BQ & decodes_BQ).any()):
+            return in_phase(layer, "prefill")
+        return layer if bool((real_BQ & ~decodes_BQ).any()) else in_phase(layer, "decode")
 
     def _attend_by_content(
         self, layer: LayerPolicy, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, **given: Any
