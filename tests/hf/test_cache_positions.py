@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 import swaa
@@ -165,6 +167,16 @@ def test_scopes_and_saving(llama: PreTrainedModel, tmp_path: Any) -> None:
         torch.no_grad(),
     ):
         torch.testing.assert_close(fresh(tokens).logits, every, **CLOSE)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_class_that_fsdp_has_derived_turns_as_its_own_does() -> None:
+    model = BY_TYPE["llama"].build()
+    tokens = tokens_of(model)
+    with swaa.apply_policy(model, POLICY, SCORES), torch.no_grad():
+        expected = model(tokens).logits
+        fully_shard(model.model, mesh=init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
 
 
 def test_what_cannot_be_turned_is_refused(llama: PreTrainedModel) -> None:

@@ -225,12 +225,16 @@ def test_recall_is_the_share_of_the_models_own_weights(cells: int, monkeypatch: 
 def test_recall_leaves_the_model_as_it_was_and_refuses_what_is_not_full() -> None:
     (row,) = rows_of(8)
     before = model().config._attn_implementation
+    model().model.layers[1].train()
     attention_mass(model(), row.unsqueeze(0), [TopBlocks(2, 1)])
     assert model().config._attn_implementation == before
+    assert [model().training, *(layer.training for layer in model().model.layers)] == [False, False, True, False]
+    model().eval()
     with swaa.apply_policy(model(), SinkTokens(1)), pytest.raises(UserError, match="without a policy on it"):
         attention_mass(model(), row.unsqueeze(0), [TopBlocks(2, 1)])
-    with pytest.raises(UserError, match="a layer has a sliding window of its own"):
-        attention_mass(BY_TYPE["gemma2"].build(), row.unsqueeze(0), [TopBlocks(2, 1)])
+    for kind in ("gemma2", "llama4_text"):
+        with pytest.raises(UserError, match="a layer has a window or chunks of its own"):
+            attention_mass(BY_TYPE[kind].build(), row.unsqueeze(0), [TopBlocks(2, 1)])
     with pytest.raises(UserError, match=r"input_ids: expected int \[B, S\]"):
         attention_mass(model(), row, [TopBlocks(2, 1)])
     with pytest.raises(UserError, match="model: expected a transformers model"):

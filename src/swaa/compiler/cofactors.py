@@ -75,7 +75,7 @@ def cofactor(layer: LayerPolicy, outcome: tuple[bool, ...]) -> LayerPolicy:
 
 @lru_cache(maxsize=1024)
 def in_phase(layer: LayerPolicy, phase: Phase) -> LayerPolicy:
-    """The layer's policy as queries of one phase see it; where the other phase chooses by content, this one need not."""
+    """The layer's policy as queries of one phase see it, which need not choose where those of the other phase do."""
     return _each_head(layer, lambda head: HeadPolicy(head.formula(phase), head.formula(phase).causal))
 
 
