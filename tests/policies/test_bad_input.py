@@ -24,6 +24,13 @@ def test_sizes(kind: type, field: str, value: object) -> None:
     assert str(told.value).startswith(f"{name}.{field}: expected an int >= 1 (tokens), got ")
 
 
+def test_the_mend_names_the_field_where_there_are_several() -> None:
+    with pytest.raises(
+        UserError, match=r"^DilatedWindow.dilation: expected an int >= 1 .*Write for example dilation=1\.$"
+    ):
+        parse_policy("DilatedWindow(8, 0)")
+
+
 def test_sizes_beyond_the_kernels_index_type() -> None:
     assert SlidingWindow(BIG - 1).window_size == BIG - 1
     with pytest.raises(

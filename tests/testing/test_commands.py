@@ -104,7 +104,10 @@ def test_a_new_policy_works_as_it_stands(
     told = capsys.readouterr().out
     policy, test, page = (tmp_path / name for name in ("moon_window.py", "test_moon_window.py", "moon_window.md"))
     assert f"swaa check {policy}:MoonWindow --oracle {test}:oracle" in told
-    assert "```yaml\nplugins: [moon_window.py]" in page.read_text()
+    experiment = tmp_path / "moon_window.yaml"
+    assert f"  swaa run {experiment}\n" in told
+    assert main(["validate", str(experiment)]) == 0
+    assert "  moon_window: MoonWindow(128, 16)\n" in capsys.readouterr().out
     assert "\n    ████████\n" in page.read_text()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name],
