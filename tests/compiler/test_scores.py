@@ -18,7 +18,7 @@ import score_oracle
 from oracle import Atom, Contiguous, Model, Padded, Place, Scope, Union
 from score_oracle import Part
 from strategies import Case, bound_layer, cases, layout_of, selectors
-from swaa import FullAttention, SlidingWindow, UserError
+from swaa import FullAttention, PrefixLM, SlidingWindow, UserError
 from swaa.compiler import blockrows, blockwise, plan
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Kernel, has_cpp_compiler
@@ -105,6 +105,26 @@ def test_equal_to_the_loops(data: st.DataObject, case: Case) -> None:
             run = AttentionProgram(layout, kernel)
             out = run.attend(layer, *case.tensors(), softcap=softcap, sink_logits_H=own, scores=scores)
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blockwise"])
+def test_as_far_ahead_counts_as_far_back(kernel: str) -> None:
+    """Where a policy looks ahead, a score goes by the distance, whichever of the two comes first."""
+    query, key, value = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(4))
+    layer = bind(PrefixLM(), 1, 2).layers[0]
+    scores = bind_scores(ALiBi() + Uneven(2.0, 3), 1, 2)[0]
+    expected = torch.empty(1, 2, 9, 4)
+    for h in range(2):
+        for q in range(9):
+            seen = 6 if q < 6 else q + 1  # the prompt has 6 tokens
+            row = query[0, h, q] @ key[0, h, :seen].T / 2
+            for k in range(seen):
+                late, early = max(q, k), min(q, k)
+                row[k] -= 2 ** (-4 * (h + 1)) * (late - early)
+                row[k] = row[k] * (2 if early % 3 == 0 else 1) + 0.1 * (late % 3) + (late - early) ** 0.5
+            expected[0, h, q] = torch.softmax(row, 0) @ value[0, h, :seen]
+    program = AttentionProgram(TokenLayout.contiguous(9, prompt_lengths=6), kernel)
+    torch.testing.assert_close(program.attend(layer, query, key, value, scores=scores), expected)
 
 
 @HUNDREDTH
