@@ -293,6 +293,9 @@ def test_explain_says_so() -> None:
     (layer,) = explain(TopBlocks(8, 2).in_phase("prefill", otherwise=SlidingWindow(8)), SHAPE, 100)["layers"]
     assert layer["notes"][0].startswith("keys cannot be freed before the prompt ends")
     assert layer["kv_share"] < 0.1
+    answers = (TopBlocks(8, 2) & SlidingWindow(64)).in_phase("decode", otherwise=SlidingWindow(8))
+    (layer,) = explain(answers, SHAPE, 1000)["layers"]
+    assert "content" not in layer["prefill_kernel"]
     (layer,) = explain(SlidingWindow(8), SHAPE, 100)["layers"]
     assert layer["notes"] == []
 
