@@ -54,7 +54,7 @@ def test_a_green_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "SinkTokens(2)"
     assert "  padding                ok: 3 masks" in lines
     assert "  FlexAttention          skipped: not asked for" in lines
-    assert lines[-1] == "SinkTokens(2): 22 checks, none failed."
+    assert lines[-1] == "SinkTokens(2): 25 checks, none failed."
 
 
 def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixtu
     assert "  oracle                 FAILED: window off by one: it is one token too long (at distance 3)" in out
     assert "Mend: Write q - k < self.window_size." in out
     assert "+███" in out
-    assert out.splitlines()[-1] == "TooLong: 2 of 22 checks failed."
+    assert out.splitlines()[-1] == "TooLong: 2 of 25 checks failed."
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixtu
         ([], "TARGET: expected a policy, or --all, got None."),
         (["SinkTokens(2)", "--all"], "TARGET: expected a policy, or --all, got 'SinkTokens(2)'."),
         (["SinkToken"], "unknown policy 'SinkToken'. Did you mean 'SinkTokens'?"),
+        (["MyOwn(3)"], "unknown policy 'MyOwn'."),
         (["SinkTokens(0)"], "SinkTokens.num_tokens: expected an int >= 1"),
         (["nowhere.py:Policy"], "plugin 'nowhere.py': there is no such file."),
         (["nowhere.at.all:Policy"], "plugin 'nowhere.at.all': importing it fails with ModuleNotFoundError"),

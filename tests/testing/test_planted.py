@@ -46,10 +46,74 @@ def checked(policy: object, *only: str, **options: Any) -> CheckReport:
         (planted.OtherwiseNothing, "phase scopes", "wrong otherwise"),
         (planted.Raising, "readable", "an error in the policy"),
         (planted.ANumber, "readable", "no predicate"),
+        (planted.AnotherShape, "readable", "no predicate"),
+        (planted.AConstant, "readable", "no predicate"),
+        (planted.Itself, "value", "no value"),
+        (planted.AllAlike, "value", "no value"),
+        (planted.Wildcard, "value", "no value"),
+        (planted.Listed, "value", "no value"),
+        (planted.ImpliesItsKind, "implications", "a wrong implication"),
+        (planted.ImpliesOneTooMany, "implications", "a wrong implication"),
+        (planted.ImpliesANarrowerWindow, "implications", "a wrong implication"),
+        (planted.ImpliesNothingAtAll, "implications", "a wrong implication"),
+        (planted.EvenKeys, "implications", "a wrong implication"),
+        (planted.OtherwiseFarAway, "far positions", "another mask"),
+        (planted.NarrowFarAway, "far positions", "unsound verdict"),
+        (planted.Overflowing, "far positions", "overflow"),
+        (planted.Overflowing, "verdicts sound", "overflow"),
     ],
 )
 def test_a_defect_of_the_policy_is_named(policy: type[swaa.Predicate], check: str, defect: str) -> None:
-    assert failure(checked(policy, "readable", "purity", check), check).defect == defect
+    assert failure(checked(policy, "value", "readable", "purity", check), check).defect == defect
+
+
+def test_a_wrong_implication_is_told_with_the_pair_that_a_union_would_lose() -> None:
+    found = failure(checked(planted.ImpliesOneTooMany, "implications"), "implications")
+    assert found.what == (
+        "ImpliesOneTooMany(3).implies(ImpliesOneTooMany(2)) is True, but query 2 sees key 0 by the first and not by "
+        "the second: their union would be simplified to the second, and lose it"
+    )
+    assert found.tokens == 3
+    assert found.picture.splitlines()[3].split() == ["███··", "-██··"]
+    assert "subclass" in failure(checked(planted.EvenKeys, "implications"), "implications").mend
+
+
+@pytest.mark.parametrize("policy", [planted.OwnRepr, planted.Derived, planted.Replaced])
+def test_what_is_registered_has_to_be_stored_and_read_back(policy: type[swaa.Predicate], own_registry: None) -> None:
+    swaa.register_policy(policy)
+    assert failure(checked(policy, "round trip"), "round trip").defect == "no value"
+
+
+@pytest.mark.parametrize("policy", [planted.Share, planted.Spans, planted.Hashing])
+def test_odd_policies_are_not_accused(policy: type[swaa.Predicate], own_registry: None) -> None:
+    swaa.register_policy(policy)
+    cheap = (
+        "value",
+        "readable",
+        "purity",
+        "conventions",
+        "implications",
+        "verdicts exact",
+        "far positions",
+        "round trip",
+    )
+    report = checked(policy, *cheap, "padding", "retention")
+    assert report, str(report)
+    warnings = {outcome.check for outcome in report.outcomes if outcome.status == "warning"}
+    assert warnings == ({"verdicts exact"} if policy is planted.Hashing else set())
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (planted.Raises, r"Raises.examples\(\): fails with TypeError: .* \(planted.py:\d+: return \(cls\(\),\)"),
+        (planted.NoExamples, r"NoExamples.examples\(\): expected at least one instance"),
+        (planted.Plain, "policy Plain: expected a frozen dataclass"),
+    ],
+)
+def test_what_has_no_examples_is_refused(policy: type[swaa.Predicate], message: str) -> None:
+    with pytest.raises(swaa.UserError, match=message):
+        check_policy(policy)
 
 
 def test_the_healthy_twin_passes() -> None:

@@ -54,7 +54,7 @@ def test_it_passes_the_check(
     done = command(*argv, folder=tmp_path, path=installed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "oracle                 ok" in done.stdout
-    assert done.stdout.rstrip().endswith("LunarWindow: 22 checks, none failed.")
+    assert done.stdout.rstrip().endswith("LunarWindow: 25 checks, none failed.")
 
 
 def test_it_runs_from_yaml(

@@ -61,4 +61,4 @@ def test_a_report_raises_for_a_test_and_prints_itself() -> None:
     report = check_policy(swaa.SinkTokens(2), flex=False)
     assert report.require() is report
     assert str(report).splitlines()[0] == "SinkTokens(2)"
-    assert str(report).splitlines()[-1] == "SinkTokens(2): 22 checks, none failed."
+    assert str(report).splitlines()[-1] == "SinkTokens(2): 25 checks, none failed."
