@@ -73,6 +73,8 @@ def test_validate_tells_what_would_run(file: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "is valid: 1 recipe x 1 task x 2 lengths x 7 examples = 14 samples on smollm2-135m-instruct" in out
     assert "FA: FullAttention()" in out
+    assert main(["validate", str(file), "recipes[0].scores=SoftCap(30.0)"]) == 0
+    assert "FA: FullAttention(), scores SoftCap(30.0)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_sizes_beyond_the_kernels_index_type() -> None:
         ("SlidingWindow(True)", "got True"),
         ("SlidingWindo(8)", "unknown policy 'SlidingWindo'. Did you mean 'SlidingWindow'. Known: .*FullAttention"),
         ("slidingwindow(8)", "Did you mean 'SlidingWindow'"),
-        ("Sinks", "unknown policy 'Sinks'"),
+        ("Sinks", "unknown policy 'Sinks'.* If it is in a file of yours, name the file: --plugin FILE, or plugins: "),
         ("SlidingWindow", "policy: expected a policy, got 'SlidingWindow'. Give its values: SlidingWindow.….."),
         (
             "SlidingWindow()",

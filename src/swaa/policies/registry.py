@@ -176,7 +176,15 @@ def find(name: str, *, others: Iterable[str] = ()) -> Callable[..., AttentionPol
         return _policies[name]
     if name in _patterns:
         return _patterns[name].function
-    raise unknown("policy", name, (*_policies, *_patterns, *others))
+    raise unknown_policy(name, others=others)
+
+
+def unknown_policy(name: str, *, others: Iterable[str] = ()) -> UserError:
+    """An error about a name that no policy and no pattern has, which may be in a file that nobody loaded."""
+    problem = unknown("policy", name, (*_policies, *_patterns, *others))
+    return UserError(
+        f"{problem} If it is in a file of yours, name the file: --plugin FILE, or plugins: [FILE] in YAML."
+    )
 
 
 def load_entry_points() -> None:
