@@ -394,6 +394,20 @@ def test_bad_answers_are_refused(kind: str, message: str) -> None:
         AttentionProgram(TokenLayout.contiguous(9)).attend(layer, *[torch.ones(1, 1, 9, 2)] * 3)
 
 
+@pytest.mark.parametrize("asked", ["prefill", "decode"])
+def test_a_phase_that_does_not_choose_asks_nobody(asked: str) -> None:
+    layer = bind(Bad(4, "raises").in_phase(asked), 1, 1).layers[0]
+    layout = TokenLayout.contiguous(9, prompt_lengths=0 if asked == "prefill" else 9)
+    tensors = torch.randn(3, 1, 1, 9, 2, generator=torch.Generator().manual_seed(6))
+    given = AttentionProgram(layout).attend(layer, *tensors)
+    torch.testing.assert_close(given, torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True))
+
+
+def test_a_choice_does_not_look_ahead() -> None:
+    with pytest.raises(UserError, match="Both: chooses by content and looks ahead.* Leave out looks_ahead"):
+        type("Both", (TopBlocks,), {"looks_ahead": True})
+
+
 @dataclass(frozen=True, repr=False)
 class Greedy(Bad):
     """One that asks for everything, later blocks too."""

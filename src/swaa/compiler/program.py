@@ -26,6 +26,7 @@ from swaa.compiler.selected_blocks import selected_block_mask
 from swaa.compiler.selection import Selection
 from swaa.errors import UserError
 from swaa.policies.bound import LayerPolicy
+from swaa.policies.piecewise import Phase
 from swaa.policies.scores import LayerScores
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ class AttentionProgram:
         Returns:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
         """
-        if layer.by_content and self.selection is None:
-            layer = self._in_its_phase(layer)
+        if layer.by_content and self.selection is None and self._phase is not None:
+            layer = in_phase(layer, self._phase)  # which may choose nothing
         if layer.by_content and self.selection is None:
             return self._attend_by_content(
                 layer,
@@ -182,12 +183,13 @@ class AttentionProgram:
         hidden = None if mask is None else self._hidden[layer]
         return dense_attention(query_BHQD, key_BGKD, value_BGKD, mask, hidden_BHQ1=hidden, **modifications)
 
-    def _in_its_phase(self, layer: LayerPolicy) -> LayerPolicy:
-        """The layer, as queries of the one phase that is here see it: often these do not choose by content."""
+    @functools.cached_property
+    def _phase(self) -> Phase | None:
+        """The phase of all queries; None where they are in both."""
         real_BQ, decodes_BQ = self.layout.query_positions_BQ >= 0, self.layout.query_decodes_BQ
         if not bool((real_BQ & decodes_BQ).any()):
-            return in_phase(layer, "prefill")
-        return layer if bool((real_BQ & ~decodes_BQ).any()) else in_phase(layer, "decode")
+            return "prefill"
+        return None if bool((real_BQ & ~decodes_BQ).any()) else "decode"
 
     def _attend_by_content(
         self, layer: LayerPolicy, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, **given: Any
