@@ -38,6 +38,9 @@ def oracle(policy, q, k):
 
 def no_oracle(policy):
     return True
+
+
+TOLD = "told"
 '''
 
 
@@ -81,6 +84,10 @@ def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixtu
         (["FILE"], "TARGET: expected a class of the file"),
         (["FILE:oracle"], "policy: expected a policy, got <function oracle"),
         (["SinkTokens", "--oracle", "oracle"], "--oracle: expected package.module:name or file.py:name, got 'oracle'."),
+        (
+            ["SinkTokens", "--oracle", "FILE:TOLD"],
+            "oracle: expected a function oracle(policy, q, k) -> bool, got 'told'",
+        ),
         (["--all", "--oracle", "FILE:oracle"], "--oracle: expected a TARGET beside it"),
     ],
 )
@@ -130,6 +137,12 @@ def test_a_new_policy_works_as_it_stands(
         ("3x", "NAME: expected letters and digits that begin with a letter, got '3x'."),
         ("None", "NAME: expected letters and digits"),
         ("a.b", "NAME: expected letters and digits"),
+        ("Größe", "NAME: expected letters and digits"),
+        ("torch", "NAME: the file torch.py would hide the module of that name. Choose another name, such as MyTorch."),
+        ("swaa", "NAME: the file swaa.py would hide the module"),
+        ("Dataclasses", "NAME: the file dataclasses.py would hide the module"),
+        ("class", "NAME: the file class.py would have no import."),
+        ("TestWindow", "NAME: the file test_window.py would be taken for a test."),
     ],
 )
 def test_bad_names_are_refused(name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,3 +158,5 @@ def test_present_files_and_missing_folders_are_refused(tmp_path: Path, capsys: p
     assert [path.name for path in tmp_path.iterdir()] == ["test_fresh.py"]
     assert main(["new-policy", "Fresh", "--folder", str(tmp_path / "no")]) == 2
     assert "does not exist. Create it first." in capsys.readouterr().err
+    assert main(["new-policy", "Fresh", "--folder", "/proc"]) == 2  # where nobody can write
+    assert "--folder: cannot write to /proc (" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import keyword
 import re
 from pathlib import Path
@@ -114,17 +115,20 @@ def new_policy(args: argparse.Namespace) -> int:
     folder = Path(args.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"--folder: the folder {args.folder} does not exist. Create it first.")
-    file = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    file = file_name(name)
     paths = {kind: folder / f"{stem}" for kind, stem in _files(file).items()}
     for path in paths.values():
         if path.exists():
             raise UserError(f"{path}: the file exists already. Choose another name, or another --folder.")
     fields = {"name": name, "file": file, "example": f"{name}(4, 8)"}
     fields |= {"plugin": str(paths["policy"]), "experiment": str(paths["experiment"])}
-    paths["policy"].write_text(_POLICY.format(**fields), encoding="utf-8")
-    paths["test"].write_text(_TEST.format(**fields), encoding="utf-8")
-    paths["experiment"].write_text(_EXPERIMENT.format(**fields), encoding="utf-8")
-    paths["page"].write_text(_PAGE.format(**fields, picture=_picture(paths["policy"], fields["example"])), "utf-8")
+    try:
+        paths["policy"].write_text(_POLICY.format(**fields), encoding="utf-8")
+        paths["test"].write_text(_TEST.format(**fields), encoding="utf-8")
+        paths["experiment"].write_text(_EXPERIMENT.format(**fields), encoding="utf-8")
+        paths["page"].write_text(_PAGE.format(**fields, picture=_picture(paths["policy"], fields["example"])), "utf-8")
+    except OSError as error:
+        raise UserError(f"--folder: cannot write to {args.folder} ({error.strerror}). Choose another one.") from None
     policy = paths["policy"]
     print(
         f"Wrote {', '.join(map(str, paths.values()))}.\n"
@@ -156,6 +160,26 @@ def class_name(text: str) -> str:
         known = taken[name.lower()]
         raise UserError(f"NAME: there is a policy {known!r} already. Choose another name, such as My{known}.")
     return name
+
+
+def file_name(name: str) -> str:
+    """The stem of a policy's files: ``my_window`` for ``MyWindow``.
+
+    Raises:
+        UserError: a file of that name would hide a module, or be taken for a test.
+    """
+    file = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    module = importlib.util.find_spec(file)
+    reason = ""
+    if module is not None and module.origin is not None:  # of a mere folder there is none
+        reason = "hide the module of that name"
+    elif keyword.iskeyword(file):
+        reason = "have no import"
+    elif file.startswith("test_"):
+        reason = "be taken for a test"
+    if reason:
+        raise UserError(f"NAME: the file {file}.py would {reason}. Choose another name, such as My{name}.")
+    return file
 
 
 def _files(file: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from swaa.errors import UserError
+from swaa.errors import UserError, invalid
 from swaa.reading import check_choice
 from swaa.testing import algebra, attention, content, far, generation, masks, values
 from swaa.testing.diagnosis import raised, refused
@@ -80,10 +80,12 @@ def check_policy(
         The report; ``report.ok`` tells whether nothing failed, ``report.require()`` raises for a test.
 
     Raises:
-        UserError: ``policy`` is none, or has no examples; ``only`` names no check.
+        UserError: ``policy`` is none, or has no examples; ``oracle`` is no function; ``only`` names no check.
     """
     for name in only:
         check_choice("only", name, [*FIRST, *CHECKS])
+    if oracle is not None and not callable(oracle):
+        raise invalid("oracle", accepted="a function oracle(policy, q, k) -> bool", got=oracle, mend="Give its name.")
     subject = subject_of(policy, oracle=oracle, flex=flex)
     outcomes: list[Outcome] = []
 
