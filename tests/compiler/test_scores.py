@@ -25,7 +25,7 @@ from swaa.compiler.plan import Kernel, has_cpp_compiler
 from swaa.compiler.program import AttentionProgram
 from swaa.compiler.scores import check_scores
 from swaa.policies import bind
-from swaa.policies.scores import ALiBi, LayerScores, ScoreMod, Scores, SinkLogits, SoftCap, bind_scores
+from swaa.policies.scores import ALiBi, CachePositions, LayerScores, ScoreMod, Scores, SinkLogits, SoftCap, bind_scores
 
 FIFTIETH = settings(max_examples=max(20, settings.default.max_examples // 50))
 HUNDREDTH = settings(max_examples=max(20, settings.default.max_examples // 100))
@@ -125,6 +125,39 @@ def test_as_far_ahead_counts_as_far_back(kernel: str) -> None:
             expected[0, h, q] = torch.softmax(row, 0) @ value[0, h, :seen]
     program = AttentionProgram(TokenLayout.contiguous(9, prompt_lengths=6), kernel)
     torch.testing.assert_close(program.attend(layer, query, key, value, scores=scores), expected)
+
+
+@dataclass(frozen=True, repr=False)
+class Roots(ScoreMod):
+    """Not a number where there is no position."""
+
+    def modify(self, score: Any, q: Any, k: Any, head: Any) -> Any:
+        return score + (q + k).to(score.dtype).sqrt()
+
+    @classmethod
+    def examples(cls) -> Sequence[Roots]:
+        return (cls(),)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blockwise"])
+def test_padding_stands_somewhere(kernel: str) -> None:
+    scores, layer = bind_scores(Roots(), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
+    layout = TokenLayout.padded(torch.tensor([[False, False, True, True, True]]))
+    out = AttentionProgram(layout, kernel).attend(layer, *torch.ones(3, 1, 1, 5, 2), scores=scores)
+    assert out[0, 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
+
+
+def test_each_precision_and_the_usual_scale() -> None:
+    """One program may meet both; and heads that positions make twice as wide keep their scale."""
+    scores, layer = bind_scores(ALiBi((0.1,)) + CachePositions(1, 3), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
+    given = torch.randn(3, 1, 1, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    program = AttentionProgram(TokenLayout.contiguous(6), "dense")
+    program.attend(layer, *given.float(), scores=scores, turn_back=lambda query, _: query)
+    out = program.attend(layer, *given, scores=scores, turn_back=lambda query, _: query)
+    q, k = torch.arange(6).unsqueeze(-1), torch.arange(6)
+    bias = (0.1 * (k - q).double()).masked_fill(k > q, float("-inf"))
+    wanted = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=bias)
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
 
 
 @HUNDREDTH
