@@ -112,7 +112,7 @@ def test_a_new_policy_works_as_it_stands(
     policy, test, page = (tmp_path / name for name in ("moon_window.py", "test_moon_window.py", "moon_window.md"))
     assert f"swaa check {policy}:MoonWindow --oracle {test}:oracle" in told
     experiment = tmp_path / "moon_window.yaml"
-    assert f"  swaa run {experiment}\n" in told
+    assert f"  swaa run {experiment}\n  swaa report runs/moon_window -o report.html --plugin {policy}\n" in told
     assert main(["validate", str(experiment)]) == 0
     assert "  moon_window: MoonWindow(128, 16)\n" in capsys.readouterr().out
     assert "\n    ████████\n" in page.read_text()

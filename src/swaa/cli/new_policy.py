@@ -138,7 +138,7 @@ def new_policy(args: argparse.Namespace) -> int:
         f'  swaa draw "{fields["example"]}" --plugin {policy}\n'
         f'  swaa explain "{fields["example"]}" --plugin {policy}\n'
         f"  swaa run {paths['experiment']}\n"
-        f"  swaa report runs/{file} -o report.html"
+        f"  swaa report runs/{file} -o report.html --plugin {policy}"
     )
     return 0
 
