@@ -160,6 +160,16 @@ def test_each_precision_and_the_usual_scale() -> None:
     torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_the_first_key_behind_the_sinks_keeps_its_distance() -> None:
+    """Seen by a query that looks at sinks from elsewhere, as under full attention."""
+    scores, layer = bind_scores(CachePositions(2, 1), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
+    query, key = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 4, 1)
+    program = AttentionProgram(TokenLayout.contiguous(1, 4, offset=3))
+    value = torch.eye(4).view(1, 1, 4, 4)
+    out = program.attend(layer, query, key, value, scores=scores, turn_back=lambda query, _: query + 1)
+    torch.testing.assert_close(out[0, 0, 0], torch.softmax(torch.tensor([2.0, 2.0, 1.0, 1.0]), 0))
+
+
 @HUNDREDTH
 @given(st.data(), cases(longest=8))
 def test_gradients(data: st.DataObject, case: Case) -> None:
