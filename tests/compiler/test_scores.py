@@ -160,6 +160,17 @@ def test_each_precision_and_the_usual_scale() -> None:
     torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_blockwise_tells_heads_apart_where_masks_do() -> None:
+    scores = bind_scores(ALiBi((0.5, 2.0)), 1, 2)[0]
+    layer = bind(SlidingWindow(3).on_heads([0]), 1, 2).layers[0]
+    tensors = torch.randn(3, 1, 2, 8, 4, generator=torch.Generator().manual_seed(9))
+    q, k = torch.arange(8).unsqueeze(-1), torch.arange(8)
+    masks = torch.stack([(k <= q) & (q - k < 3), k <= q])
+    bias = (torch.tensor([0.5, 2.0]).view(2, 1, 1) * (k - q)).masked_fill(~masks, float("-inf"))
+    out = AttentionProgram(TokenLayout.contiguous(8), "blockwise").attend(layer, *tensors, scores=scores)
+    torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=bias))
+
+
 def test_the_first_key_behind_the_sinks_keeps_its_distance() -> None:
     """Seen by a query that looks at sinks from elsewhere, as under full attention."""
     scores, layer = bind_scores(CachePositions(2, 1), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
