@@ -224,7 +224,7 @@ class NarrowFarAway(_Window):
 
     def visible(self, q: Any, k: Any) -> Any:
         near = q - k < self.window_size
-        return near & (q < 5000) if isinstance(q, Interval) else near
+        return near & (q < 10_000_000) if isinstance(q, Interval) else near
 
 
 class Overflowing(_Window):

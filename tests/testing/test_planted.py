@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from swaa.compiler import dense, kernel, spans
 from swaa.compiler.layout import TokenLayout
 from swaa.policies import bound
 from swaa.testing import CheckReport, Failure, check_policy
+from swaa.testing.blame import author_line
 from testing import planted
 
 
@@ -82,6 +84,36 @@ def test_a_wrong_implication_is_told_with_the_pair_that_a_union_would_lose() -> 
 def test_what_is_registered_has_to_be_stored_and_read_back(policy: type[swaa.Predicate], own_registry: None) -> None:
     swaa.register_policy(policy)
     assert failure(checked(policy, "round trip"), "round trip").defect == "no value"
+
+
+def test_a_namesake_of_a_registered_class_is_not_registered() -> None:
+    namesake = type("SinkTokens", (planted.Healthy,), {})
+    report = checked(namesake, "round trip", "generate()")
+    assert [outcome.status for outcome in report.outcomes] == ["skipped", "skipped"]
+    assert "not registered" in report.outcomes[0].detail
+
+
+@pytest.mark.parametrize(
+    ("file", "is_the_authors"),
+    [
+        ("/home/me/my_policy.py", True),
+        ("/venv/lib/python3.11/site-packages/lunar_policies/__init__.py", True),
+        ("/venv/lib/python3.11/site-packages/torch/_tensor.py", False),
+        ("/venv/lib/python3.11/site-packages/transformers/models/llama/modeling_llama.py", False),
+        (json.__file__, False),
+        ("<string>", False),
+        (dense.__file__, False),
+        (swaa.SlidingWindow.visible.__code__.co_filename, True),
+    ],
+)
+def test_errors_are_laid_at_the_right_door(file: str, is_the_authors: bool) -> None:
+    error = None
+    try:
+        exec(compile("raise ValueError", file, "exec"))
+    except ValueError as raised:
+        error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+    assert error is not None
+    assert bool(author_line(error)) is is_the_authors
 
 
 @pytest.mark.parametrize("policy", [planted.Share, planted.Spans, planted.Hashing])

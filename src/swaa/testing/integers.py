@@ -131,8 +131,11 @@ class Truth(_Strict):
 
 
 def _whole(other: Any) -> int:
+    if type(other) is int:  # by far the most
+        return other
     if isinstance(other, Whole):
-        return other.value
+        value: int = other.value
+        return value
     if isinstance(other, int) and not isinstance(other, bool):
         return other
     if isinstance(other, float):
@@ -154,8 +157,8 @@ def _truth(other: Any) -> bool:
 
 def _arithmetic(function: Callable[[int, int], int], mirrored: bool) -> Callable[[Whole, Any], Whole]:
     def compute(self: Whole, other: Any) -> Whole:
-        left, right = (_whole(other), self.value) if mirrored else (self.value, _whole(other))
-        return type(self)(function(left, right))
+        number = _whole(other)
+        return type(self)(function(number, self.value) if mirrored else function(self.value, number))
 
     return compute
 
