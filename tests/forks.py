@@ -7,6 +7,7 @@ had to be killed. Each rank prints into ``path.<rank>``, errors into ``path.<ran
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import swaa.engine.tuning.run  # noqa: F401
 from swaa.cli import main
@@ -32,6 +34,7 @@ def free_port() -> int:
 def child(order: dict[str, Any], rank: int, port: int) -> None:
     for stream, ending in ((1, ""), (2, ".err")):
         os.dup2(os.open(f"{order['log']}.{rank}{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    faulthandler.dump_traceback_later(order["seconds"] - 5)  # one that hangs says where
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
     torch.set_num_threads(order["threads"])
     os.chdir(order["folder"])
@@ -75,6 +78,7 @@ def carry_out(order: dict[str, Any]) -> list[int | None]:
 
 
 torch.set_num_threads(1)
+tqdm.monitor_interval = 0  # it would be a thread, and a lock that it holds during a fork is held in the child for good
 main(sys.argv[1:])  # a training in this process, for all that is imported when it is first needed
 gc.collect()
 gc.freeze()  # no child looks through it again

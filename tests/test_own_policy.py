@@ -1,7 +1,8 @@
-"""The policy of docs/write-a-policy.md, in the very file that the page shows: proven like one of the zoo."""
+"""The policies of docs/write-a-policy.md and docs/first-policy.md, in the very files that the pages show."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import swaa
 from swaa.compiler import TokenLayout, block_mask, dense_mask, live_keys
 from swaa.policies import bind, get_policy, load_plugin
+from swaa.testing import check_policy
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "examples" / "distance_gap.py"
@@ -93,3 +95,13 @@ def test_the_command_line_knows_it() -> None:
 def test_bad_values_are_refused(distance_gap: type[swaa.Predicate]) -> None:
     with pytest.raises(swaa.UserError, match=r"DistanceGap.far: expected an int >= 4 \(tokens\), got 3"):
         distance_gap(4, 3)
+
+
+def test_the_example_of_the_first_policy_is_what_its_loop_says() -> None:
+    example = load_plugin(str(ROOT / "docs" / "examples" / "thinned_window.py"))
+    page = (ROOT / "docs" / "first-policy.md").read_text()
+    for name, code in (("visible", example.ThinnedWindow.visible), ("oracle", example.oracle)):
+        body = [line.strip() for line in inspect.getsource(code).splitlines() if '"""' not in line]
+        assert "\n".join(body) in re.sub(r"^ +", "", page, flags=re.MULTILINE), name
+    only = ["oracle", "dense mask", "retention"]
+    check_policy(example.ThinnedWindow, oracle=example.oracle, only=only).require()

@@ -115,6 +115,11 @@ class Recipe:
             )
 
     @property
+    def rule(self) -> str:
+        """Policy and score modifications as people read them."""
+        return repr(self.policy) if self.scores is None else f"{self.policy!r}, scores {self.scores!r}"
+
+    @property
     def hash(self) -> str:
         """SHA-256 of everything but the name, in hexadecimal; equal policies hash equal however they are written."""
         content = {key: value for key, value in self.to_dict().items() if key != "name"}

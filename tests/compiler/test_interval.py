@@ -146,6 +146,15 @@ def test_products_do_not_wrap_around_at_infinity(start: int) -> None:
     assert bool((later * later >= 1 << 50).may)
 
 
+@pytest.mark.parametrize("position", [1 << 20, 1 << 21, 3_000_000])
+def test_a_product_that_wraps_around_on_tensors_is_not_known(position: int) -> None:
+    at = torch.tensor(position)
+    alone = Interval(at, at)
+    assert int(at * at * at * 8) != position**3 * 8
+    with pytest.raises(UnknownOperation, match="which wraps around on tensors, is not known"):
+        alone * alone * alone * 8
+
+
 Q, K = Interval(torch.tensor(3), torch.tensor(5)), Interval(torch.tensor(0), torch.tensor(3))
 SEEN = Q > K
 TABLE = torch.arange(10)

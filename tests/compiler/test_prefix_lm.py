@@ -121,6 +121,28 @@ def test_phases_said_query_by_query_let_nobody_look_ahead() -> None:
     assert torch.equal(dense_mask(layer_of(PrefixLM()), layout)[0, 0], torch.ones(6, 6, dtype=torch.bool).tril())
 
 
+@pytest.mark.parametrize("per_document", [True, False])
+def test_some_queries_and_more_slots_keep_their_own_ends(per_document: bool) -> None:
+    positions = torch.cat([torch.arange(9), torch.arange(6)]).expand(2, -1)
+    lengths = torch.tensor([[4, 6], [7, 2]]) if per_document else torch.tensor([4, 2])
+    layout = TokenLayout.packed(positions, prompt_lengths=lengths)
+    layer = bind(PrefixLM(), 1, 1).layers[0]
+    whole = dense_mask(layer, layout)
+    assert torch.equal(dense_mask(layer, layout.queries(5, 12)), whole[:, :, 5:12])
+    longer = dense_mask(layer, layout.pad_to(20, 18))
+    assert torch.equal(longer[:, :, :15, :15], whole)
+    assert int(longer.sum()) == int(whole.sum())
+
+
+def test_queries_laid_out_alike_over_keys_that_are_not() -> None:
+    keys = torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
+    layout = TokenLayout(torch.arange(6).unsqueeze(0), keys, torch.zeros(1, 6, dtype=torch.bool), prompt_ends=4)
+    layer = bind(PrefixLM(), 1, 1).layers[0]
+    samples, queries = torch.arange(2).view(2, 1, 1, 1), torch.arange(6).view(6, 1)
+    listed = mask_mod(layer, layout)(samples, torch.tensor(0), queries, torch.arange(6))
+    assert torch.equal(listed, dense_mask(layer, layout))
+
+
 def test_slots_of_a_static_cache_that_are_not_filled_are_never_seen() -> None:
     for prompt in (None, 9, torch.tensor([9])):
         layout = TokenLayout.contiguous(4, 12, prompt_lengths=prompt)

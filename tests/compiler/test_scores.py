@@ -18,14 +18,14 @@ import score_oracle
 from oracle import Atom, Contiguous, Model, Padded, Place, Scope, Union
 from score_oracle import Part
 from strategies import Case, bound_layer, cases, layout_of, selectors
-from swaa import FullAttention, SlidingWindow, UserError
+from swaa import FullAttention, PrefixLM, SlidingWindow, UserError
 from swaa.compiler import blockrows, blockwise, plan
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Kernel, has_cpp_compiler
 from swaa.compiler.program import AttentionProgram
 from swaa.compiler.scores import check_scores
 from swaa.policies import bind
-from swaa.policies.scores import ALiBi, LayerScores, ScoreMod, Scores, SinkLogits, SoftCap, bind_scores
+from swaa.policies.scores import ALiBi, CachePositions, LayerScores, ScoreMod, Scores, SinkLogits, SoftCap, bind_scores
 
 FIFTIETH = settings(max_examples=max(20, settings.default.max_examples // 50))
 HUNDREDTH = settings(max_examples=max(20, settings.default.max_examples // 100))
@@ -105,6 +105,80 @@ def test_equal_to_the_loops(data: st.DataObject, case: Case) -> None:
             run = AttentionProgram(layout, kernel)
             out = run.attend(layer, *case.tensors(), softcap=softcap, sink_logits_H=own, scores=scores)
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blockwise"])
+def test_as_far_ahead_counts_as_far_back(kernel: str) -> None:
+    """Where a policy looks ahead, a score goes by the distance, whichever of the two comes first."""
+    query, key, value = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(4))
+    layer = bind(PrefixLM(), 1, 2).layers[0]
+    scores = bind_scores(ALiBi() + Uneven(2.0, 3), 1, 2)[0]
+    expected = torch.empty(1, 2, 9, 4)
+    for h in range(2):
+        for q in range(9):
+            seen = 6 if q < 6 else q + 1  # the prompt has 6 tokens
+            row = query[0, h, q] @ key[0, h, :seen].T / 2
+            for k in range(seen):
+                late, early = max(q, k), min(q, k)
+                row[k] -= 2 ** (-4 * (h + 1)) * (late - early)
+                row[k] = row[k] * (2 if early % 3 == 0 else 1) + 0.1 * (late % 3) + (late - early) ** 0.5
+            expected[0, h, q] = torch.softmax(row, 0) @ value[0, h, :seen]
+    program = AttentionProgram(TokenLayout.contiguous(9, prompt_lengths=6), kernel)
+    torch.testing.assert_close(program.attend(layer, query, key, value, scores=scores), expected)
+
+
+@dataclass(frozen=True, repr=False)
+class Roots(ScoreMod):
+    """Not a number where there is no position."""
+
+    def modify(self, score: Any, q: Any, k: Any, head: Any) -> Any:
+        return score + (q + k).to(score.dtype).sqrt()
+
+    @classmethod
+    def examples(cls) -> Sequence[Roots]:
+        return (cls(),)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blockwise"])
+def test_padding_stands_somewhere(kernel: str) -> None:
+    scores, layer = bind_scores(Roots(), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
+    layout = TokenLayout.padded(torch.tensor([[False, False, True, True, True]]))
+    out = AttentionProgram(layout, kernel).attend(layer, *torch.ones(3, 1, 1, 5, 2), scores=scores)
+    assert out[0, 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
+
+
+def test_each_precision_and_the_usual_scale() -> None:
+    """One program may meet both; and heads that positions make twice as wide keep their scale."""
+    scores, layer = bind_scores(ALiBi((0.1,)) + CachePositions(1, 3), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
+    given = torch.randn(3, 1, 1, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    program = AttentionProgram(TokenLayout.contiguous(6), "dense")
+    program.attend(layer, *given.float(), scores=scores, turn_back=lambda query, _: query)
+    out = program.attend(layer, *given, scores=scores, turn_back=lambda query, _: query)
+    q, k = torch.arange(6).unsqueeze(-1), torch.arange(6)
+    bias = (0.1 * (k - q).double()).masked_fill(k > q, float("-inf"))
+    wanted = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=bias)
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_blockwise_tells_heads_apart_where_masks_do() -> None:
+    scores = bind_scores(ALiBi((0.5, 2.0)), 1, 2)[0]
+    layer = bind(SlidingWindow(3).on_heads([0]), 1, 2).layers[0]
+    tensors = torch.randn(3, 1, 2, 8, 4, generator=torch.Generator().manual_seed(9))
+    q, k = torch.arange(8).unsqueeze(-1), torch.arange(8)
+    masks = torch.stack([(k <= q) & (q - k < 3), k <= q])
+    bias = (torch.tensor([0.5, 2.0]).view(2, 1, 1) * (k - q)).masked_fill(~masks, float("-inf"))
+    out = AttentionProgram(TokenLayout.contiguous(8), "blockwise").attend(layer, *tensors, scores=scores)
+    torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=bias))
+
+
+def test_the_first_key_behind_the_sinks_keeps_its_distance() -> None:
+    """Seen by a query that looks at sinks from elsewhere, as under full attention."""
+    scores, layer = bind_scores(CachePositions(2, 1), 1, 1)[0], bind(FullAttention(), 1, 1).layers[0]
+    query, key = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 4, 1)
+    program = AttentionProgram(TokenLayout.contiguous(1, 4, offset=3))
+    value = torch.eye(4).view(1, 1, 4, 4)
+    out = program.attend(layer, query, key, value, scores=scores, turn_back=lambda query, _: query + 1)
+    torch.testing.assert_close(out[0, 0, 0], torch.softmax(torch.tensor([2.0, 2.0, 1.0, 1.0]), 0))
 
 
 @HUNDREDTH

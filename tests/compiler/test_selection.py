@@ -228,6 +228,16 @@ def test_of_equal_blocks_the_earlier_one_is_chosen() -> None:
     assert selection.dense_mask().tolist() == [[[[True, True, False, False, False, False, True]]]]
 
 
+def test_autocast_chooses_the_same() -> None:
+    """In 16 bits, products of many blocks are equal or change their order."""
+    random = torch.Generator().manual_seed(3)
+    layer, layout = bind(TopBlocks(1, 3), 1, 2).layers[0], TokenLayout.contiguous(200)
+    query, key = torch.randn(2, 1, 2, 200, 8, generator=random)
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = Selection.of(layer, layout, query, key).dense_mask()
+    assert torch.equal(chosen, Selection.of(layer, layout, query, key).dense_mask())
+
+
 # ------------------------------------------------------------------------------------ what is known beforehand
 
 
@@ -283,6 +293,9 @@ def test_explain_says_so() -> None:
     (layer,) = explain(TopBlocks(8, 2).in_phase("prefill", otherwise=SlidingWindow(8)), SHAPE, 100)["layers"]
     assert layer["notes"][0].startswith("keys cannot be freed before the prompt ends")
     assert layer["kv_share"] < 0.1
+    answers = (TopBlocks(8, 2) & SlidingWindow(64)).in_phase("decode", otherwise=SlidingWindow(8))
+    (layer,) = explain(answers, SHAPE, 1000)["layers"]
+    assert "content" not in layer["prefill_kernel"]
     (layer,) = explain(SlidingWindow(8), SHAPE, 100)["layers"]
     assert layer["notes"] == []
 
@@ -379,6 +392,20 @@ def test_bad_answers_are_refused(kind: str, message: str) -> None:
     layer = bind(Bad(4, kind), 1, 1).layers[0]
     with pytest.raises(UserError, match=message):
         AttentionProgram(TokenLayout.contiguous(9)).attend(layer, *[torch.ones(1, 1, 9, 2)] * 3)
+
+
+@pytest.mark.parametrize("asked", ["prefill", "decode"])
+def test_a_phase_that_does_not_choose_asks_nobody(asked: str) -> None:
+    layer = bind(Bad(4, "raises").in_phase(asked), 1, 1).layers[0]
+    layout = TokenLayout.contiguous(9, prompt_lengths=0 if asked == "prefill" else 9)
+    tensors = torch.randn(3, 1, 1, 9, 2, generator=torch.Generator().manual_seed(6))
+    given = AttentionProgram(layout).attend(layer, *tensors)
+    torch.testing.assert_close(given, torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True))
+
+
+def test_a_choice_does_not_look_ahead() -> None:
+    with pytest.raises(UserError, match="Both: chooses by content and looks ahead.* Leave out looks_ahead"):
+        type("Both", (TopBlocks,), {"looks_ahead": True})
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 import swaa
@@ -47,7 +49,8 @@ def _attention(
             slots = torch.arange(len(cache))[None]
             cos, sin = _decoder.rotary_emb(key, slots)  # type: ignore[operator]
             alone = query[b : b + 1, :, q : q + 1].expand(-1, -1, len(cache), -1)
-            turned, keys = rotate(alone, key[b : b + 1, :, cache], cos, sin)
+            scaled = _decoder.rotary_emb.attention_scaling  # what stands at 0 has it already
+            turned, keys = rotate(alone, key[b : b + 1, :, cache], cos / scaled, sin / scaled)
             for h in range(heads):
                 group = h // (heads // key.shape[1])
                 scores = keys[0, group] @ turned[0, h, -1] * (size**-0.5 if scaling is None else scaling)
@@ -98,6 +101,16 @@ def test_one_pass_is_what_a_cache_for_each_query_gives(kind: str) -> None:
     torch.testing.assert_close(given, expected, **CLOSE)
     with swaa.apply_policy(model, POLICY), torch.no_grad():
         assert not torch.allclose(given, model(tokens).logits, atol=1e-3)
+
+
+def test_a_rotation_that_scales_too() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    model = BY_TYPE["llama"].build(rope_parameters=yarn)
+    assert model.model.rotary_emb.attention_scaling > 1.1
+    tokens = tokens_of(model)
+    expected = reference(model, tokens)
+    with swaa.apply_policy(model, POLICY, SCORES), torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
 
 
 def test_every_type_that_is_said_to_turn_is_tried() -> None:
@@ -165,6 +178,16 @@ def test_scopes_and_saving(llama: PreTrainedModel, tmp_path: Any) -> None:
         torch.no_grad(),
     ):
         torch.testing.assert_close(fresh(tokens).logits, every, **CLOSE)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_class_that_fsdp_has_derived_turns_as_its_own_does() -> None:
+    model = BY_TYPE["llama"].build()
+    tokens = tokens_of(model)
+    with swaa.apply_policy(model, POLICY, SCORES), torch.no_grad():
+        expected = model(tokens).logits
+        fully_shard(model.model, mesh=init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(model(tokens).logits, expected, **CLOSE)
 
 
 def test_what_cannot_be_turned_is_refused(llama: PreTrainedModel) -> None:

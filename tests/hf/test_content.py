@@ -36,6 +36,10 @@ CHOICES: dict[str, tuple[Recipe, swaa.AttentionPolicy]] = {
         Scope(Scope(Atom("TopBlocks", (2, 2)), Place(phase="decode")), Place(heads="1:")),
         TopBlocks(2, 2).in_phase("decode").on_heads("1:"),
     ),
+    "while_reading": (  # keys go once the prompt has been read, and answers choose nothing
+        Scope(Atom("TopBlocks", (3, 1)), Place(phase="prefill"), Atom("SlidingWindow", (4,))),
+        TopBlocks(3, 1).in_phase("prefill", otherwise=SlidingWindow(4)),
+    ),
 }
 EACH = pytest.mark.parametrize("choice", CHOICES)
 
@@ -104,6 +108,18 @@ def test_chunks_and_cached_steps_equal_one_pass(choice: str) -> None:
             model()(part.unsqueeze(0), past_key_values=cache).logits[0] for part in row.split([7, 4, 2, 1, 1, 3, 1])
         ]
     torch.testing.assert_close(torch.cat(parts), reference_logits(row, choice, 13), **CLOSE)
+
+
+def test_samples_in_either_phase_when_keys_have_gone() -> None:
+    """One sample answers, and has freed keys, while another is still choosing blocks of its prompt."""
+    rows, prompts = rows_of(19, 19), torch.tensor([4, 16])
+    _, policy = CHOICES["while_reading"]
+    with swaa.apply_policy(model(), policy), torch.no_grad():
+        cache = swaa.PolicyCache(model(), prompt_lengths=prompts)
+        parts = [model()(part, past_key_values=cache).logits for part in torch.stack(rows).split([9, 4, 2, 1, 3], 1)]
+    for index, row in enumerate(rows):
+        expected = reference_logits(row, "while_reading", int(prompts[index]))
+        torch.testing.assert_close(torch.cat(parts, 1)[index], expected, **CLOSE)
 
 
 @EACH
@@ -209,12 +225,16 @@ def test_recall_is_the_share_of_the_models_own_weights(cells: int, monkeypatch: 
 def test_recall_leaves_the_model_as_it_was_and_refuses_what_is_not_full() -> None:
     (row,) = rows_of(8)
     before = model().config._attn_implementation
+    model().model.layers[1].train()
     attention_mass(model(), row.unsqueeze(0), [TopBlocks(2, 1)])
     assert model().config._attn_implementation == before
+    assert [model().training, *(layer.training for layer in model().model.layers)] == [False, False, True, False]
+    model().eval()
     with swaa.apply_policy(model(), SinkTokens(1)), pytest.raises(UserError, match="without a policy on it"):
         attention_mass(model(), row.unsqueeze(0), [TopBlocks(2, 1)])
-    with pytest.raises(UserError, match="a layer has a sliding window of its own"):
-        attention_mass(BY_TYPE["gemma2"].build(), row.unsqueeze(0), [TopBlocks(2, 1)])
+    for kind in ("gemma2", "llama4_text"):
+        with pytest.raises(UserError, match="a layer has a window or chunks of its own"):
+            attention_mass(BY_TYPE[kind].build(), row.unsqueeze(0), [TopBlocks(2, 1)])
     with pytest.raises(UserError, match=r"input_ids: expected int \[B, S\]"):
         attention_mass(model(), row, [TopBlocks(2, 1)])
     with pytest.raises(UserError, match="model: expected a transformers model"):

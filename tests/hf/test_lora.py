@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -306,14 +304,6 @@ def test_a_state_that_does_not_fit_changes_nothing(change: str, message: str) ->
         load_trainable_state(model, state)
     after = trainable_state(model)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_process")

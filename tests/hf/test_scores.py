@@ -266,3 +266,14 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(
     with pytest.raises(swaa.UserError, match=message):
         swaa.apply_policy(model, POLICY, scores)
     assert spec.read_spec(model.config) is None
+
+
+def test_heads_that_keep_different_keys_keep_their_learned_sinks() -> None:
+    model = BY_TYPE["llama"].build()
+    tokens = torch.randint(3, model.config.vocab_size, (1, 14), generator=torch.Generator().manual_seed(8))
+    policy = swaa.SlidingWindow(3).on_heads([0, 1], otherwise=swaa.SlidingWindow(6))
+    with swaa.apply_policy(model, policy, swaa.SinkLogits((2.0, -1.0, 0.0, 3.0), learned=True)), torch.no_grad():
+        cache = swaa.PolicyCache(model)
+        steps = [model(part, past_key_values=cache).logits for part in tokens.split([9, 1, 1, 3], 1)]
+        assert len(cache.layers[0].parts) == 2
+        torch.testing.assert_close(torch.cat(steps, 1), model(tokens, use_cache=False).logits, rtol=1e-5, atol=1e-5)

@@ -24,6 +24,13 @@ def test_sizes(kind: type, field: str, value: object) -> None:
     assert str(told.value).startswith(f"{name}.{field}: expected an int >= 1 (tokens), got ")
 
 
+def test_the_mend_names_the_field_where_there_are_several() -> None:
+    with pytest.raises(
+        UserError, match=r"^DilatedWindow.dilation: expected an int >= 1 .*Write for example dilation=1\.$"
+    ):
+        parse_policy("DilatedWindow(8, 0)")
+
+
 def test_sizes_beyond_the_kernels_index_type() -> None:
     assert SlidingWindow(BIG - 1).window_size == BIG - 1
     with pytest.raises(
@@ -42,7 +49,7 @@ def test_sizes_beyond_the_kernels_index_type() -> None:
         ("SlidingWindow(True)", "got True"),
         ("SlidingWindo(8)", "unknown policy 'SlidingWindo'. Did you mean 'SlidingWindow'. Known: .*FullAttention"),
         ("slidingwindow(8)", "Did you mean 'SlidingWindow'"),
-        ("Sinks", "unknown policy 'Sinks'"),
+        ("Sinks", "unknown policy 'Sinks'.* If it is in a file of yours, name the file: --plugin FILE, or plugins: "),
         ("SlidingWindow", "policy: expected a policy, got 'SlidingWindow'. Give its values: SlidingWindow.….."),
         (
             "SlidingWindow()",

@@ -28,6 +28,18 @@ class _Blind(Predicate):
         return ()
 
 
+def test_a_listing_names_the_policy_whose_examples_fail() -> None:
+    @dataclass(frozen=True, repr=False)
+    class Unlisted(_Blind):
+        @classmethod
+        def examples(cls) -> Sequence[_Blind]:
+            raise KeyError("where")
+
+    register_policy(Unlisted)
+    with pytest.raises(UserError, match="policy Unlisted: its examples fail with KeyError: 'where'. Mend them."):
+        registry.zoo_entries()
+
+
 def test_a_name_is_given_once() -> None:
     @dataclass(frozen=True, repr=False)
     class SlidingWindow(_Blind):

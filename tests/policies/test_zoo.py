@@ -389,8 +389,6 @@ ERRORS = [
     ("GlobalTokens((1, 2.0))", "GlobalTokens.positions[1]: expected an int >= 0 (tokens), got 2.0"),
     ("AShape(-1, 8)", "AShape.num_sinks: expected an int >= 0 (tokens), got -1"),
     ("LMInfinite(4, 0)", "LMInfinite.window_size: expected an int >= 1 (tokens), got 0"),
-    ("StreamingLLM(4, 8, 'cache')", "StreamingLLM.positions: 'cache' is no part of a policy, which chooses keys."),
-    ("StreamingLLM(4, 8, 'cash')", "unknown value of StreamingLLM.positions 'cash'. Did you mean 'cache'?"),
     ("Longformer(0)", "Longformer.window_size: expected an int >= 1"),
     ("Longformer(8, (4, 2))", "Longformer.global_positions[1]: expected an int > 4"),
     ("Longformer(8, (), 0)", "Longformer.dilation: expected an int >= 1"),

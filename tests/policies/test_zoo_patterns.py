@@ -171,3 +171,10 @@ def test_the_heads_of_a_large_model_are_composed_in_a_moment() -> None:
     policy = swaa.StreamingHeads(heads, 64, 256)
     assert parse_policy(swaa.policy_to_dict(policy)) == policy
     assert time.process_time() - start < 10
+
+
+def test_big_bird_s_defaults_are_the_paper_s() -> None:
+    """Two of its window's three blocks lie behind a query; two global blocks and three random ones."""
+    assert parse_policy("BigBird(64)") == parse_policy(
+        "BlockWindow(64, 2) | SinkTokens(128) | RandomBlocks(64, (0, 1, 2))"
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -131,3 +131,217 @@ class Raising(_Window):
 class ANumber(_Window):
     def visible(self, q: Any, k: Any) -> Any:
         return q - k
+
+
+# --------------------------------------------------------------------------------------- no values, wrong algebra
+
+
+@dataclass(frozen=True, repr=False)
+class Itself(_Window):
+    """Equal to itself alone."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@dataclass(frozen=True, repr=False)
+class AllAlike(_Window):
+    """Its field is not compared: a window of 3 is one of 8."""
+
+    window_size: int = field(compare=False)
+
+
+@dataclass(frozen=True, repr=False)
+class Wildcard(_Window):
+    def __eq__(self, other: object) -> bool:
+        return not isinstance(other, Wildcard) or other.window_size == self.window_size
+
+    def __hash__(self) -> int:
+        return hash(self.window_size)
+
+
+@dataclass(frozen=True, repr=False)
+class Listed(swaa.Predicate):
+    """A list can change, and has no hash."""
+
+    sizes: list[int]
+
+    def visible(self, q: Any, k: Any) -> Any:
+        return q - k < self.sizes[0]
+
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return cls([3]), cls([8])
+
+
+class ImpliesItsKind(_Window):
+    def implies(self, other: swaa.Predicate) -> bool:
+        return isinstance(other, ImpliesItsKind)
+
+
+class ImpliesOneTooMany(_Window):
+    """Off by one, among its own kind."""
+
+    def implies(self, other: swaa.Predicate) -> bool:
+        return isinstance(other, ImpliesOneTooMany) and self.window_size <= other.window_size + 1
+
+
+class ImpliesANarrowerWindow(_Window):
+    """Off by one, against a policy of the zoo."""
+
+    def implies(self, other: swaa.Predicate) -> bool:
+        return self == other or (isinstance(other, swaa.SlidingWindow) and other.window_size >= self.window_size - 1)
+
+
+class ImpliesNothingAtAll(_Window):
+    def implies(self, other: swaa.Predicate) -> bool:
+        return None  # type: ignore[return-value]
+
+
+class EvenKeys(swaa.SlidingWindow):
+    """What its parent implies, it implies no longer; nor does its parent imply it."""
+
+    def visible(self, q: Any, k: Any) -> Any:
+        return (q - k < self.window_size) & (k % 2 == 0)
+
+
+# ----------------------------------------------------------------------------- right on small shapes, and no predicates
+
+
+class OtherwiseFarAway(_Window):
+    """On index tensors, late queries see one key more."""
+
+    def visible(self, q: Any, k: Any) -> Any:
+        near = q - k < self.window_size
+        return near | ((q > 300) & (k == 7)) if isinstance(q, torch.Tensor) else near
+
+
+class NarrowFarAway(_Window):
+    """The same on intervals."""
+
+    def visible(self, q: Any, k: Any) -> Any:
+        near = q - k < self.window_size
+        return near & (q < 10_000_000) if isinstance(q, Interval) else near
+
+
+class Overflowing(_Window):
+    def visible(self, q: Any, k: Any) -> Any:
+        return (q - k) * 10**8 * 10**9 + q * 10**8 * 10**9 < (self.window_size + q) * 10**8 * 10**9
+
+
+class AnotherShape(_Window):
+    def visible(self, q: Any, k: Any) -> Any:
+        return torch.ones(3, 3, dtype=torch.bool) if isinstance(q, torch.Tensor) else q - k < self.window_size
+
+
+class AConstant(_Window):
+    def visible(self, q: Any, k: Any) -> Any:
+        return torch.tensor(True)
+
+
+# ---------------------------------------------------------------------------------------------- odd, and healthy
+
+
+@dataclass(frozen=True, repr=False)
+class Share(swaa.Predicate):
+    """A float and a string among its fields, and no own token, or nothing."""
+
+    share: float
+    kind: str = "recent"
+
+    def visible(self, q: Any, k: Any) -> Any:
+        size = round(self.share * 16)
+        return (q - k <= size) & (q != k) if self.kind == "recent" else k < 0
+
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return [cls(0.25), cls(0.5), cls(0.5), cls(1.0, "none")]
+
+
+@dataclass(frozen=True, repr=False)
+class Spans(swaa.Predicate):
+    """Tuples in a tuple."""
+
+    spans: tuple[tuple[int, int], ...]
+
+    def visible(self, q: Any, k: Any) -> Any:
+        seen = q == k
+        for begin, end in self.spans:
+            seen = seen | ((k >= begin) & (k < end))
+        return seen
+
+    @classmethod
+    def examples(cls) -> Iterator[Any]:
+        yield cls(())
+        yield cls(((1, 3), (7, 1_000_000)))
+
+
+@dataclass(frozen=True, repr=False)
+class Hashing(swaa.Predicate):
+    """Products wrap around on purpose, as in hashes; intervals do not follow, so torch builds its block mask."""
+
+    seed: int
+
+    def visible(self, q: Any, k: Any) -> Any:
+        return (q * 6364136223846793005 + k * 1442695040888963407 + self.seed) % 1024 < 300
+
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return cls(1), cls(2)
+
+
+# --------------------------------------------------------------------------------- registered, and not storable
+
+
+@dataclass(frozen=True, repr=False)
+class OwnRepr(_Window):
+    def __repr__(self) -> str:
+        return f"<window of {self.window_size}>"
+
+
+@dataclass(frozen=True, repr=False)
+class Derived(_Window):
+    """A field that no caller gives is printed and stored all the same."""
+
+    twice: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "twice", 2 * self.window_size)
+
+
+@dataclass(frozen=True, repr=False)
+class Replaced(_Window):
+    """Stands for another policy than it says."""
+
+    @property
+    def formula(self) -> Any:
+        return swaa.SlidingWindow(self.window_size + 1).formula
+
+
+# --------------------------------------------------------------------------------------------------- no examples
+
+
+class Raises(_Window):
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return (cls(),)  # type: ignore[call-arg]
+
+
+class NoExamples(_Window):
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return ()
+
+
+class Plain(swaa.Predicate):
+    """No dataclass."""
+
+    def visible(self, q: Any, k: Any) -> Any:
+        return k < 4
+
+    @classmethod
+    def examples(cls) -> Sequence[Any]:
+        return (cls(),)

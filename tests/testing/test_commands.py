@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +37,9 @@ def oracle(policy, q, k):
 
 def no_oracle(policy):
     return True
+
+
+TOLD = "told"
 '''
 
 
@@ -54,7 +56,7 @@ def test_a_green_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "SinkTokens(2)"
     assert "  padding                ok: 3 masks" in lines
     assert "  FlexAttention          skipped: not asked for" in lines
-    assert lines[-1] == "SinkTokens(2): 22 checks, none failed."
+    assert lines[-1] == "SinkTokens(2): 25 checks, none failed."
 
 
 def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +66,7 @@ def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixtu
     assert "  oracle                 FAILED: window off by one: it is one token too long (at distance 3)" in out
     assert "Mend: Write q - k < self.window_size." in out
     assert "+███" in out
-    assert out.splitlines()[-1] == "TooLong: 2 of 22 checks failed."
+    assert out.splitlines()[-1] == "TooLong: 2 of 25 checks failed."
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixtu
         ([], "TARGET: expected a policy, or --all, got None."),
         (["SinkTokens(2)", "--all"], "TARGET: expected a policy, or --all, got 'SinkTokens(2)'."),
         (["SinkToken"], "unknown policy 'SinkToken'. Did you mean 'SinkTokens'?"),
+        (["MyOwn(3)"], "unknown policy 'MyOwn'."),
         (["SinkTokens(0)"], "SinkTokens.num_tokens: expected an int >= 1"),
         (["nowhere.py:Policy"], "plugin 'nowhere.py': there is no such file."),
         (["nowhere.at.all:Policy"], "plugin 'nowhere.at.all': importing it fails with ModuleNotFoundError"),
@@ -80,6 +83,10 @@ def test_a_failed_check_says_what_failed(file: Path, capsys: pytest.CaptureFixtu
         (["FILE"], "TARGET: expected a class of the file"),
         (["FILE:oracle"], "policy: expected a policy, got <function oracle"),
         (["SinkTokens", "--oracle", "oracle"], "--oracle: expected package.module:name or file.py:name, got 'oracle'."),
+        (
+            ["SinkTokens", "--oracle", "FILE:TOLD"],
+            "oracle: expected a function oracle(policy, q, k) -> bool, got 'told'",
+        ),
         (["--all", "--oracle", "FILE:oracle"], "--oracle: expected a TARGET beside it"),
     ],
 )
@@ -104,17 +111,16 @@ def test_a_new_policy_works_as_it_stands(
     told = capsys.readouterr().out
     policy, test, page = (tmp_path / name for name in ("moon_window.py", "test_moon_window.py", "moon_window.md"))
     assert f"swaa check {policy}:MoonWindow --oracle {test}:oracle" in told
-    assert "```yaml\nplugins: [moon_window.py]" in page.read_text()
+    experiment = tmp_path / "moon_window.yaml"
+    assert f"  swaa run {experiment}\n  swaa report runs/moon_window -o report.html --plugin {policy}\n" in told
+    assert main(["validate", str(experiment)]) == 0
+    assert "  moon_window: MoonWindow(128, 16)\n" in capsys.readouterr().out
     assert "\n    ████████\n" in page.read_text()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name],
-        cwd=tmp_path,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    written = runpy.run_path(str(test))
+    assert [name for name in written if name.startswith("test_")] == ["test_moon_window"], "what pytest would collect"
+    written["test_moon_window"]()
+    policy_like = SimpleNamespace(window_size=3, stride=2)
+    assert [written["oracle"](policy_like, 6, k) for k in range(7)] == [True, False, True, False, True, True, True]
     assert main(["draw", "MoonWindow(2, 4)", "--plugin", str(policy), "--seq-len", "6"]) == 0
 
 
@@ -126,6 +132,12 @@ def test_a_new_policy_works_as_it_stands(
         ("3x", "NAME: expected letters and digits that begin with a letter, got '3x'."),
         ("None", "NAME: expected letters and digits"),
         ("a.b", "NAME: expected letters and digits"),
+        ("Größe", "NAME: expected letters and digits"),
+        ("torch", "NAME: the file torch.py would hide the module of that name. Choose another name, such as MyTorch."),
+        ("swaa", "NAME: the file swaa.py would hide the module"),
+        ("Dataclasses", "NAME: the file dataclasses.py would hide the module"),
+        ("class", "NAME: the file class.py would have no import."),
+        ("TestWindow", "NAME: the file test_window.py would be taken for a test."),
     ],
 )
 def test_bad_names_are_refused(name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,3 +153,5 @@ def test_present_files_and_missing_folders_are_refused(tmp_path: Path, capsys: p
     assert [path.name for path in tmp_path.iterdir()] == ["test_fresh.py"]
     assert main(["new-policy", "Fresh", "--folder", str(tmp_path / "no")]) == 2
     assert "does not exist. Create it first." in capsys.readouterr().err
+    assert main(["new-policy", "Fresh", "--folder", "/proc"]) == 2  # where nobody can write
+    assert "--folder: cannot write to /proc (" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from swaa.compiler import dense, kernel, spans
 from swaa.compiler.layout import TokenLayout
 from swaa.policies import bound
 from swaa.testing import CheckReport, Failure, check_policy
+from swaa.testing.blame import author_line
 from testing import planted
 
 
@@ -46,10 +48,104 @@ def checked(policy: object, *only: str, **options: Any) -> CheckReport:
         (planted.OtherwiseNothing, "phase scopes", "wrong otherwise"),
         (planted.Raising, "readable", "an error in the policy"),
         (planted.ANumber, "readable", "no predicate"),
+        (planted.AnotherShape, "readable", "no predicate"),
+        (planted.AConstant, "readable", "no predicate"),
+        (planted.Itself, "value", "no value"),
+        (planted.AllAlike, "value", "no value"),
+        (planted.Wildcard, "value", "no value"),
+        (planted.Listed, "value", "no value"),
+        (planted.ImpliesItsKind, "implications", "a wrong implication"),
+        (planted.ImpliesOneTooMany, "implications", "a wrong implication"),
+        (planted.ImpliesANarrowerWindow, "implications", "a wrong implication"),
+        (planted.ImpliesNothingAtAll, "implications", "a wrong implication"),
+        (planted.EvenKeys, "implications", "a wrong implication"),
+        (planted.OtherwiseFarAway, "far positions", "another mask"),
+        (planted.NarrowFarAway, "far positions", "unsound verdict"),
+        (planted.Overflowing, "far positions", "overflow"),
+        (planted.Overflowing, "verdicts sound", "overflow"),
     ],
 )
 def test_a_defect_of_the_policy_is_named(policy: type[swaa.Predicate], check: str, defect: str) -> None:
-    assert failure(checked(policy, "readable", "purity", check), check).defect == defect
+    assert failure(checked(policy, "value", "readable", "purity", check), check).defect == defect
+
+
+def test_a_wrong_implication_is_told_with_the_pair_that_a_union_would_lose() -> None:
+    found = failure(checked(planted.ImpliesOneTooMany, "implications"), "implications")
+    assert found.what == (
+        "ImpliesOneTooMany(3).implies(ImpliesOneTooMany(2)) is True, but query 2 sees key 0 by the first and not by "
+        "the second: their union would be simplified to the second, and lose it"
+    )
+    assert found.tokens == 3
+    assert found.picture.splitlines()[3].split() == ["███··", "-██··"]
+    assert "subclass" in failure(checked(planted.EvenKeys, "implications"), "implications").mend
+
+
+@pytest.mark.parametrize("policy", [planted.OwnRepr, planted.Derived, planted.Replaced])
+def test_what_is_registered_has_to_be_stored_and_read_back(policy: type[swaa.Predicate], own_registry: None) -> None:
+    swaa.register_policy(policy)
+    assert failure(checked(policy, "round trip"), "round trip").defect == "no value"
+
+
+def test_a_namesake_of_a_registered_class_is_not_registered() -> None:
+    namesake = type("SinkTokens", (planted.Healthy,), {})
+    report = checked(namesake, "round trip", "generate()")
+    assert [outcome.status for outcome in report.outcomes] == ["skipped", "skipped"]
+    assert "not registered" in report.outcomes[0].detail
+
+
+@pytest.mark.parametrize(
+    ("file", "is_the_authors"),
+    [
+        ("/home/me/my_policy.py", True),
+        ("/venv/lib/python3.11/site-packages/lunar_policies/__init__.py", True),
+        ("/venv/lib/python3.11/site-packages/torch/_tensor.py", False),
+        ("/venv/lib/python3.11/site-packages/transformers/models/llama/modeling_llama.py", False),
+        (json.__file__, False),
+        ("<string>", False),
+        (dense.__file__, False),
+        (swaa.SlidingWindow.visible.__code__.co_filename, True),
+    ],
+)
+def test_errors_are_laid_at_the_right_door(file: str, is_the_authors: bool) -> None:
+    error = None
+    try:
+        exec(compile("raise ValueError", file, "exec"))
+    except ValueError as raised:
+        error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+    assert error is not None
+    assert bool(author_line(error)) is is_the_authors
+
+
+@pytest.mark.parametrize("policy", [planted.Share, planted.Spans, planted.Hashing])
+def test_odd_policies_are_not_accused(policy: type[swaa.Predicate], own_registry: None) -> None:
+    swaa.register_policy(policy)
+    cheap = (
+        "value",
+        "readable",
+        "purity",
+        "conventions",
+        "implications",
+        "verdicts exact",
+        "far positions",
+        "round trip",
+    )
+    report = checked(policy, *cheap, "padding", "retention")
+    assert report, str(report)
+    warnings = {outcome.check for outcome in report.outcomes if outcome.status == "warning"}
+    assert warnings == ({"verdicts exact"} if policy is planted.Hashing else set())
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (planted.Raises, r"Raises.examples\(\): fails with TypeError: .* \(planted.py:\d+: return \(cls\(\),\)"),
+        (planted.NoExamples, r"NoExamples.examples\(\): expected at least one instance"),
+        (planted.Plain, "policy Plain: expected a frozen dataclass"),
+    ],
+)
+def test_what_has_no_examples_is_refused(policy: type[swaa.Predicate], message: str) -> None:
+    with pytest.raises(swaa.UserError, match=message):
+        check_policy(policy)
 
 
 def test_the_healthy_twin_passes() -> None:

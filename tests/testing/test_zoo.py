@@ -27,9 +27,8 @@ def test_every_pattern_passes(name: str) -> None:
 
 
 @pytest.mark.skipif(not has_cpp_compiler(), reason="FlexAttention needs a C++ compiler on CPU")
-@pytest.mark.parametrize("policy", ["SlidingWindow(3)", "(SlidingWindow(3) | SinkTokens(2)).in_phase('prefill')"])
-def test_flex_is_compiled(policy: str) -> None:
-    report = check_policy(policy, only=["FlexAttention"])
+def test_flex_is_compiled() -> None:
+    report = check_policy("(SlidingWindow(3) | SinkTokens(2)).in_phase('prefill')", only=["FlexAttention"])
     assert {outcome.check: outcome.status for outcome in report.outcomes}["FlexAttention"] == "ok", str(report)
 
 
@@ -61,4 +60,4 @@ def test_a_report_raises_for_a_test_and_prints_itself() -> None:
     report = check_policy(swaa.SinkTokens(2), flex=False)
     assert report.require() is report
     assert str(report).splitlines()[0] == "SinkTokens(2)"
-    assert str(report).splitlines()[-1] == "SinkTokens(2): 22 checks, none failed."
+    assert str(report).splitlines()[-1] == "SinkTokens(2): 25 checks, none failed."

@@ -69,7 +69,7 @@ def _target(text: str) -> Any:
         UserError: there is none of that name, or the expression is none.
     """
     from swaa.policies import parse_policy
-    from swaa.policies.registry import get_pattern, get_policy, pattern_names, policy_names
+    from swaa.policies.registry import get_pattern, get_policy, pattern_names, policy_names, unknown_policy
 
     place, colon, name = text.rpartition(":")
     if colon and name.isidentifier() and "(" not in place:
@@ -82,7 +82,7 @@ def _target(text: str) -> Any:
     if text in pattern_names():
         return get_pattern(text)
     if text not in policy_names():
-        raise unknown("policy", text, (*policy_names(), *pattern_names()))
+        raise unknown_policy(text)
     return get_policy(text)
 
 

@@ -75,7 +75,7 @@ def validate(args: argparse.Namespace) -> int:
     where = f"on {experiment.model.name} -> {experiment.output}"
     say(console, f"{args.file} is valid: {grid} = {total} sample{'s' * (total > 1)} {where}")
     for recipe in experiment.recipes:
-        say(console, f"  {recipe.name}: {recipe.policy!r}")
+        say(console, f"  {recipe.name}: {recipe.rule}")
     return 0
 
 
@@ -123,7 +123,7 @@ def _validate_benchmark(file: str, benchmark: Benchmark) -> int:
     for baseline in benchmark.baselines:
         say(console, f"  {baseline.name}")
     for recipe in benchmark.recipes:
-        say(console, f"  {recipe.name}: {recipe.policy!r}")
+        say(console, f"  {recipe.name}: {recipe.rule}")
     return 0
 
 

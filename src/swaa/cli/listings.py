@@ -47,7 +47,10 @@ def list_policies() -> list[tuple[str, ...]]:
     from swaa.policies import zoo_entries
 
     ordered = sorted(zoo_entries(), key=lambda entry: (entry.kind != "policy", entry.name))
-    return [(entry.name, entry.kind, entry.summary.replace("`", ""), entry.examples[0].text) for entry in ordered]
+    return [
+        (entry.name, entry.kind, entry.summary.replace("`", ""), *(example.text for example in entry.examples[:1]))
+        for entry in ordered
+    ]
 
 
 def policies_as_markdown(what: str) -> str:

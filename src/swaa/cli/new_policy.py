@@ -1,8 +1,9 @@
-"""``swaa new-policy``: a working policy, its test and a page about it, to be changed into one's own."""
+"""``swaa new-policy``: a working policy, its test, an experiment and a page about it, to be changed into one's own."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import keyword
 import re
 from pathlib import Path
@@ -78,40 +79,56 @@ A query at position `q` sees the key at `k` iff `q - k < window_size` or `k % st
 
 {picture}
 
-In an experiment:
+`{file}.yaml` puts it into a table, beside full attention and a plain window.
+"""
 
-```yaml
-plugins: [{file}.py]
+_EXPERIMENT = """# {name} in a table, asked what the quickstart asks:
+#   swaa run {experiment}
+# Quote an expression that has commas or brackets: policy: "{name}(128, 16).in_phase('prefill')"
+
+plugins: [{plugin}]
 recipes:
-  - name: {file}
-    policy: {{policy: {name}, window_size: 64, stride: 16}}
-```
+  - {{name: full attention, policy: FullAttention()}}
+  - {{name: naive window, policy: SlidingWindow(128)}}
+  - {{name: {file}, policy: {{policy: {name}, window_size: 128, stride: 16}}}}
+tasks:
+  - name: needle_multikey
+lengths: [900]
+num_examples: 8
+decoding: {{max_new_tokens: 24, stop: ["\\n"]}}
 """
 
 
 def add_new_policy(subparsers: Subparsers) -> None:
     """``swaa new-policy NAME [--folder FOLDER]``"""
-    parser = subparsers.add_parser("new-policy", help="write a policy of your own, with its test and its page")
+    parser = subparsers.add_parser(
+        "new-policy", help="write a policy of your own, with its test, an experiment and its page"
+    )
     parser.add_argument("name", metavar="NAME", help="its name in Python and YAML, such as MyWindow")
     parser.add_argument("--folder", default=".", metavar="FOLDER", help="where the files go (default: here)")
     parser.set_defaults(handler=new_policy)
 
 
 def new_policy(args: argparse.Namespace) -> int:
-    """Write the three files and print what to type next."""
+    """Write the four files and print what to type next."""
     name = class_name(args.name)
     folder = Path(args.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"--folder: the folder {args.folder} does not exist. Create it first.")
-    file = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    file = file_name(name)
     paths = {kind: folder / f"{stem}" for kind, stem in _files(file).items()}
     for path in paths.values():
         if path.exists():
             raise UserError(f"{path}: the file exists already. Choose another name, or another --folder.")
     fields = {"name": name, "file": file, "example": f"{name}(4, 8)"}
-    paths["policy"].write_text(_POLICY.format(**fields), encoding="utf-8")
-    paths["test"].write_text(_TEST.format(**fields), encoding="utf-8")
-    paths["page"].write_text(_PAGE.format(**fields, picture=_picture(paths["policy"], fields["example"])), "utf-8")
+    fields |= {"plugin": str(paths["policy"]), "experiment": str(paths["experiment"])}
+    try:
+        paths["policy"].write_text(_POLICY.format(**fields), encoding="utf-8")
+        paths["test"].write_text(_TEST.format(**fields), encoding="utf-8")
+        paths["experiment"].write_text(_EXPERIMENT.format(**fields), encoding="utf-8")
+        paths["page"].write_text(_PAGE.format(**fields, picture=_picture(paths["policy"], fields["example"])), "utf-8")
+    except OSError as error:
+        raise UserError(f"--folder: cannot write to {args.folder} ({error.strerror}). Choose another one.") from None
     policy = paths["policy"]
     print(
         f"Wrote {', '.join(map(str, paths.values()))}.\n"
@@ -119,9 +136,9 @@ def new_policy(args: argparse.Namespace) -> int:
         f"  swaa check {policy}:{name} --oracle {paths['test']}:oracle\n"
         f"  pytest {paths['test']}\n"
         f'  swaa draw "{fields["example"]}" --plugin {policy}\n'
-        f"  swaa run experiments/quickstart.yaml 'plugins=[{policy}]' \\\n"
-        f"      'recipes=[{{name: FA, policy: FullAttention()}}, {{name: {file}, policy: \"{name}(64)\"}}]' \\\n"
-        f"      --output runs/{file}"
+        f'  swaa explain "{fields["example"]}" --plugin {policy}\n'
+        f"  swaa run {paths['experiment']}\n"
+        f"  swaa report runs/{file} -o report.html --plugin {policy}"
     )
     return 0
 
@@ -145,8 +162,28 @@ def class_name(text: str) -> str:
     return name
 
 
+def file_name(name: str) -> str:
+    """The stem of a policy's files: ``my_window`` for ``MyWindow``.
+
+    Raises:
+        UserError: a file of that name would hide a module, or be taken for a test.
+    """
+    file = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    module = importlib.util.find_spec(file)
+    reason = ""
+    if module is not None and module.origin is not None:  # of a mere folder there is none
+        reason = "hide the module of that name"
+    elif keyword.iskeyword(file):
+        reason = "have no import"
+    elif file.startswith("test_"):
+        reason = "be taken for a test"
+    if reason:
+        raise UserError(f"NAME: the file {file}.py would {reason}. Choose another name, such as My{name}.")
+    return file
+
+
 def _files(file: str) -> dict[str, str]:
-    return {"policy": f"{file}.py", "test": f"test_{file}.py", "page": f"{file}.md"}
+    return {"policy": f"{file}.py", "test": f"test_{file}.py", "experiment": f"{file}.yaml", "page": f"{file}.md"}
 
 
 def _picture(file: Path, expression: str) -> str:

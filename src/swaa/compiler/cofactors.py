@@ -20,6 +20,7 @@ from swaa.policies.base import Index, Predicate
 from swaa.policies.boolean import EVERYWHERE, NOWHERE, Formula, literal
 from swaa.policies.bound import HeadPolicy, LayerPolicy
 from swaa.policies.content import ContentPolicy
+from swaa.policies.piecewise import PHASES, Phase
 
 MOST_CHOICES = 3
 """A layer may have this many different choices by content: each one doubles the masks that are computed."""
@@ -72,6 +73,17 @@ def cofactor(layer: LayerPolicy, outcome: tuple[bool, ...]) -> LayerPolicy:
     return _each_formula(layer, lambda formula: _with_truth(formula, fixed))
 
 
+@lru_cache(maxsize=1024)
+def in_phase(layer: LayerPolicy, phase: Phase) -> LayerPolicy:
+    """The layer's policy as queries of one phase see it, which need not choose where those of the other phase do."""
+    return _each_head(layer, lambda head: HeadPolicy(head.formula(phase), head.formula(phase).causal))
+
+
+def phases_of(layer: LayerPolicy, choice: ContentPolicy) -> tuple[Phase, ...]:
+    """The phases in which some head goes by the choice."""
+    return tuple(phase for phase in PHASES if any(choice in head.formula(phase).atoms for _, head in layer.groups))
+
+
 def shows_nothing(layer: LayerPolicy) -> bool:
     """Does no head ever see a key?"""
     return all(head.prefill == NOWHERE == head.decode for _, head in layer.groups)
@@ -119,8 +131,12 @@ def _with_truth(formula: Formula, truth: Truth) -> Formula:
 
 def _each_formula(layer: LayerPolicy, change: Callable[[Formula], Formula]) -> LayerPolicy:
     """The layer with changed formulas; heads that come to see the same are one group."""
+    return _each_head(layer, lambda head: HeadPolicy(change(head.prefill), change(head.decode)))
+
+
+def _each_head(layer: LayerPolicy, change: Callable[[HeadPolicy], HeadPolicy]) -> LayerPolicy:
     merged: dict[HeadPolicy, tuple[int, ...]] = {}
     for heads, head in layer.groups:
-        changed = HeadPolicy(change(head.prefill), change(head.decode))
+        changed = change(head)
         merged[changed] = tuple(sorted((*merged.get(changed, ()), *heads)))
     return dataclasses.replace(layer, groups=tuple((heads, head) for head, heads in merged.items()))

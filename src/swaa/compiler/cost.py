@@ -163,8 +163,7 @@ def _most_pairs(head: HeadPolicy, layout: TokenLayout) -> int:
     if most is None:
         return bound
     size = made[0].block_size
-    yes, no = (cofactor(layer, (outcome,)).groups[0][1] for outcome in (True, False))
-    only_if_chosen = HeadPolicy(yes.prefill & ~no.prefill, yes.decode & ~no.decode)
+    whatever = cofactor(layer, (False,)).groups[0][1]
     positions = layout.query_positions_BQ
     chosen = int((size * (positions // size).clamp(max=most) + positions % size + 1).sum())
-    return min(bound, _count(no, layout) + min(chosen, _count(only_if_chosen, layout)))
+    return min(bound, _count(whatever, layout) + chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from swaa.compiler.cofactors import choices
+from swaa.compiler.cofactors import choices, in_phase
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import Job, choose_kernel
@@ -59,6 +59,7 @@ def explain(
     for (layer, change), indices in distinct.items():
         counts = cost.layers[indices[0]]
         is_full = hides_nothing(layer, prompt)
+        reading = in_phase(layer, "prefill") if layer.by_content else layer
         prefill_job = Job(
             prompt_length,
             prompt_length,
@@ -76,7 +77,7 @@ def explain(
                 "prefill_pair_share": counts.prefill_pairs / cost.full.prefill_pairs,
                 "decode_pair_share": counts.decode_pairs / cost.full.decode_pairs if new_tokens else None,
                 "kv_share": counts.kept_keys / cost.full.kept_keys,
-                "prefill_kernel": str(choose_kernel(layer, prefill_job, kernel)),
+                "prefill_kernel": str(choose_kernel(reading, prefill_job, kernel)),
                 "decode_kernel": str(choose_kernel(layer, decode_job, kernel)),
                 "notes": _notes(layer),
             }

@@ -23,7 +23,7 @@ INFINITY = 1 << 40
 """Stands for 'any later position': far beyond every context."""
 
 _LARGEST = 1 << 60
-"""Products stop here, on either side, so that one of two infinities does not wrap around."""
+"""Products end here, on either side. That of 'any later position' is beyond it; others may wrap around on tensors."""
 
 
 class UnknownOperation(TypeError):
@@ -141,7 +141,15 @@ class Interval(_Abstract):
         corners = torch.stack(
             torch.broadcast_tensors(*[_product(a, b) for a in (self.lo, self.hi) for b in (other.lo, other.hi)])
         )
+        known = (corners.abs() < _LARGEST).all(0) | self._is_endless | other._is_endless
+        if not bool(known.all()):
+            raise _refuse("a product beyond 2**60, which wraps around on tensors,")
         return Interval(corners.amin(0), corners.amax(0))
+
+    @property
+    def _is_endless(self) -> Tensor:
+        """Does it stand for 'any later position', or for what is computed from it?"""
+        return self.hi - self.lo >= INFINITY // 2
 
     def __abs__(self) -> Interval:
         smallest = torch.where((self.lo <= 0) & (self.hi >= 0), 0, torch.minimum(self.lo.abs(), self.hi.abs()))

@@ -15,6 +15,7 @@ from swaa.compiler.attention import blocksparse_attention, bucket_length, causal
 from swaa.compiler.blockrows import BlockRows
 from swaa.compiler.blocks import block_mask
 from swaa.compiler.blockwise import blockwise_attention
+from swaa.compiler.cofactors import in_phase
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.plan import BLOCK_SIZES, Job, Kernel, KernelPlan, check_kernel_request, choose_kernel
@@ -25,6 +26,7 @@ from swaa.compiler.selected_blocks import selected_block_mask
 from swaa.compiler.selection import Selection
 from swaa.errors import UserError
 from swaa.policies.bound import LayerPolicy
+from swaa.policies.piecewise import Phase
 from swaa.policies.scores import LayerScores
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,8 @@ class AttentionProgram:
         Returns:
             [B, H, Q, D]. Queries that see nothing (padding among them) get zeros.
         """
+        if layer.by_content and self.selection is None and self._phase is not None:
+            layer = in_phase(layer, self._phase)  # which may choose nothing
         if layer.by_content and self.selection is None:
             return self._attend_by_content(
                 layer,
@@ -178,6 +182,14 @@ class AttentionProgram:
         mask = self.dense_mask(layer)
         hidden = None if mask is None else self._hidden[layer]
         return dense_attention(query_BHQD, key_BGKD, value_BGKD, mask, hidden_BHQ1=hidden, **modifications)
+
+    @functools.cached_property
+    def _phase(self) -> Phase | None:
+        """The phase of all queries; None where they are in both."""
+        real_BQ, decodes_BQ = self.layout.query_positions_BQ >= 0, self.layout.query_decodes_BQ
+        if not bool((real_BQ & decodes_BQ).any()):
+            return "prefill"
+        return None if bool((real_BQ & ~decodes_BQ).any()) else "decode"
 
     def _attend_by_content(
         self, layer: LayerPolicy, query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, **given: Any

@@ -1,7 +1,7 @@
 """Score modifications on the tensors of one layout: for the plain-tensor kernels, and as FlexAttention's ``score_mod``.
 
-Modifications see logical positions, and only pairs with ``0 <= k <= q``: for all others, which causality, padding or
-documents hide, they are asked about the nearest such pair, so that no author meets a distance below 0.
+Modifications see logical positions, and only pairs with ``0 <= k <= q``, so that no author meets a distance below 0. Of
+a later key, which some policies show, they are asked as if it were the query: as far ahead counts as far back.
 
 Shape suffixes: B samples (1 where all are laid out alike), H heads, Q queries, K keys.
 """
@@ -44,8 +44,8 @@ class PlacedScores:
 
     def modify(self, score: Tensor, q: Tensor, k: Tensor, head: Tensor) -> Tensor:
         """The new scores for positions and heads that broadcast against them; ``head`` counts the layer's own heads."""
-        q = q.clamp(min=0)
-        k = torch.minimum(k.clamp(min=0), q)
+        q, k = q.clamp(min=0), k.clamp(min=0)
+        q, k = torch.maximum(q, k), torch.minimum(q, k)
         number = self._number_H[head]
         result = score
         for membership_H, mods in self._groups:

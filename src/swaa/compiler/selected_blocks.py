@@ -84,13 +84,13 @@ class _Blocks:
 
     @classmethod
     def of(cls, selection: Selection, layout: TokenLayout, size: tuple[int, int]) -> _Blocks:
-        real_R11N, truths = _truths(selection, layout, size[1])
+        truths = _truths(selection, layout, size[1])
         seen = hidden = torch.zeros((), dtype=torch.bool, device=layout.device)
         never_seen = never_hidden = torch.ones((), dtype=torch.bool, device=layout.device)
         for outcome, policy in cofactors(selection.layer):
             visible_BHMN, full_BHMN = layer_verdicts(policy, layout, size)
-            # a pair with this outcome is there for sure; one may be there
-            there_BHMN = _some_query(truths, outcome, size[0], sure=True) & real_R11N
+            # a pair with this outcome is there for sure (or no key at all, and then nothing is seen); one may be there
+            there_BHMN = _some_query(truths, outcome, size[0], sure=True)
             perhaps_BHMN = _some_query(truths, outcome, size[0], sure=False)
             seen = seen | (there_BHMN & full_BHMN)
             hidden = hidden | (there_BHMN & ~visible_BHMN)
@@ -121,14 +121,13 @@ class _Truth:
     none_BHQN: Tensor
 
 
-def _truths(selection: Selection, layout: TokenLayout, width: int) -> tuple[Tensor, list[_Truth]]:
-    """Which blocks hold a key at all, [R, 1, 1, N]; and what each choice says of each query and block of keys.
+def _truths(selection: Selection, layout: TokenLayout, width: int) -> list[_Truth]:
+    """What each choice says of each query and block of keys.
 
     Where the keys of a block are scattered over blocks of the choice, as in a cache whose slots are in no order, it
     goes by the whole range of these: it then says neither 'all' nor 'none', and the pairs are looked at.
     """
     truths = []
-    real_RN = torch.zeros(1, dtype=torch.bool)
     for chosen in selection.chosen:
         table_BHQJ, key_RK = padded_to(chosen, layout.query_length, layout.key_length)
         key_RNs = F.pad(key_RK, (0, -key_RK.shape[-1] % width), value=NO_BLOCK).unflatten(-1, (-1, width))
@@ -143,7 +142,7 @@ def _truths(selection: Selection, layout: TokenLayout, width: int) -> tuple[Tens
         number_BHQN = at_keys(counts_BHQJ, last_RN + 1) - at_keys(counts_BHQJ, first_RN)
         size_R11N = (last_RN + 1 - first_RN)[:, None, None]
         truths.append(_Truth((number_BHQN == size_R11N) & real_RN[:, None, None], number_BHQN == 0))
-    return real_RN[:, None, None], truths
+    return truths
 
 
 def _some_query(truths: Sequence[_Truth], outcome: Sequence[bool], height: int, *, sure: bool) -> Tensor:

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swaa.compiler.cofactors import choices, cofactors, shows_nothing
+from swaa.compiler.cofactors import choices, cofactors, phases_of, shows_nothing
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.layout import TokenLayout
 from swaa.errors import UserError
 from swaa.policies.bound import LayerPolicy
 from swaa.policies.content import ContentPolicy
+from swaa.policies.piecewise import Phase
 
 NO_BLOCK = -1
 """The block number of a slot that holds no token."""
@@ -38,7 +39,7 @@ class BlockNumbers:
     """The blocks of a layout, numbered document by document, and who stands where.
 
     Attributes:
-        query_RQ: the block in which each query stands; ``NO_BLOCK`` for padding.
+        query_RQ: the block in which each query stands; ``NO_BLOCK`` for padding and for queries that choose nothing.
         first_RQ: the first block of the query's document.
         key_RK: the block in which each key stands.
         count: N, blocks of the row that has most.
@@ -76,6 +77,14 @@ class BlockNumbers:
             keys_RK = torch.where(keys_RK < 0, NO_BLOCK, keys_RK + before_RC.gather(-1, documents_RK))
         count = 1 + int(torch.maximum(queries_RQ.max(), keys_RK.max()).clamp(min=0))
         return cls(queries_RQ, first_RQ, keys_RK, count, size)
+
+    def in_phases(self, phases: tuple[Phase, ...], layout: TokenLayout) -> BlockNumbers:
+        """The same for queries of these phases; the others choose nothing, and lack nothing where keys have gone."""
+        if len(phases) > 1:
+            return self
+        decodes_BQ = layout.query_decodes_BQ
+        asks_BQ = decodes_BQ if phases == ("decode",) else ~decodes_BQ
+        return replace(self, query_RQ=torch.where(asks_BQ, self.query_RQ, NO_BLOCK))
 
     def candidates(self, start: int, stop: int) -> Tensor:
         """The blocks that some of the queries may choose beside their own, bool [R, 1, Q, N]."""
@@ -132,7 +141,8 @@ class Chosen:
     """What one policy chose.
 
     Attributes:
-        table_BHQN: bool, the blocks that each query sees, its own among them; none for padding.
+        table_BHQN: bool, the blocks that each query sees, its own among them; none for padding, and for queries of a
+            phase that does not choose.
         numbers: the blocks.
     """
 
@@ -168,14 +178,15 @@ class Selection:
         Raises:
             UserError: a policy fails, or keys are missing of which it would need the mean.
         """
-        with torch.no_grad():
-            query_BHQD, key_BGKD = query_BHQD.detach(), key_BGKD.detach()
-            numbers: dict[int, BlockNumbers] = {}
+        # without autocast, whose products in 16 bits would choose other blocks than the same model does without it
+        with torch.no_grad(), torch.autocast(query_BHQD.device.type, enabled=False):
+            numbers: dict[tuple[int, tuple[Phase, ...]], BlockNumbers] = {}
             chosen = []
             for policy in choices(layer):
-                if policy.block_size not in numbers:
-                    numbers[policy.block_size] = BlockNumbers.of(layout, policy.block_size)
-                chosen.append(_choose(policy, numbers[policy.block_size], query_BHQD, key_BGKD))
+                kind = (policy.block_size, phases_of(layer, policy))
+                if kind not in numbers:
+                    numbers[kind] = BlockNumbers.of(layout, policy.block_size).in_phases(kind[1], layout)
+                chosen.append(_choose(policy, numbers[kind], query_BHQD, key_BGKD))
             return cls(layer, layout, tuple(chosen))
 
     def queries(self, start: int, stop: int) -> Selection:

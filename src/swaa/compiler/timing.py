@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from swaa.compiler.cofactors import possible
+from swaa.compiler.cofactors import in_phase, possible
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.interval import UnknownOperation
 from swaa.compiler.layout import TokenLayout
@@ -213,13 +213,14 @@ def prefill_work(
     layout = TokenLayout.contiguous(prompt_length, prompt_lengths=prompt_length)
     for layer, indices in bind(policy, shape.num_layers, shape.num_heads).distinct.items():
         job = Job(prompt_length, prompt_length, device_type, hides_nothing=hides_nothing(layer, layout))
-        chosen = choose_kernel(layer, job, kernel).kernel
+        reading = in_phase(layer, "prefill") if layer.by_content else layer
+        chosen = choose_kernel(reading, job, kernel).kernel
         if chosen is Kernel.CAUSAL:
             pairs = _causal_pairs(shape.num_heads, prompt_length)
         elif chosen is Kernel.DENSE:
             pairs = shape.num_heads * prompt_length**2
         else:
-            pairs = _block_pairs(layer, prompt_length, block_size(chosen, device_type))
+            pairs = _block_pairs(reading, prompt_length, block_size(chosen, device_type))
         work += Work(**{f"{chosen.value}_flops": 4.0 * shape.head_dim * pairs * len(indices)})
     return work
 

@@ -52,7 +52,8 @@ def _read(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UserError(f"{place}: YAML syntax error: {error.problem or error.context}. Mend this line.") from error
+        mend = "Mend this line; expressions with commas, brackets or quotes stand in quotes themselves."
+        raise UserError(f"{place}: YAML syntax error: {error.problem or error.context}. {mend}") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {_first_line(error)}. Save it as UTF-8 text.") from error
 

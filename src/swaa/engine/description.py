@@ -10,6 +10,7 @@ from typing import Any
 from swaa.config import Experiment
 from swaa.engine.grid import context_of, grid_keys
 from swaa.engine.machine import session
+from swaa.engine.own_code import own_code
 from swaa.engine.samples import Asked, Dropped
 from swaa.hf import model_shape
 from swaa.policies import AttentionPolicy, SlidingWindow
@@ -82,6 +83,7 @@ def _asked_for(experiment: Experiment) -> dict[str, Any]:
         "num_generations": experiment.num_generations,
         "seed": experiment.seed,
         "scoring": list(experiment.scoring),
+        "code": own_code(experiment.recipes),
     }
 
 
@@ -105,7 +107,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "hash": recipe.hash,
-        "policy": repr(recipe.policy) if recipe.scores is None else f"{recipe.policy!r}, scores {recipe.scores!r}",
+        "policy": recipe.rule,
         "window": _window(recipe.policy),
         "prompting": recipe.prompting.name,
         "instruction": recipe.prompting.instruction,

@@ -67,6 +67,7 @@ def run_evaluation(
         return []
     with RunFolder(experiment, fresh=fresh) as folder:
         folder.check_graders()
+        folder.check_code()
         try:
             with stoppable():
                 records = _finished(experiment, folder)

@@ -18,6 +18,7 @@ from typing import Any
 
 from swaa.config import Experiment, load_experiment
 from swaa.engine.batch import Sample
+from swaa.engine.own_code import own_code
 from swaa.engine.perplexity_folder import KEY_TOKENS
 from swaa.engine.resumable import MEND, ResumableFolder, changed
 from swaa.errors import UserError
@@ -80,7 +81,9 @@ class RunFolder(ResumableFolder):
         return values if isinstance(values, dict) else None
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """Write what the run is."""
+        """Write what the run is; the code of recipes that are no longer asked for, and may be again, stays known."""
+        code = {**self._code(), **description.get("code", {})}
+        description = {**description, "code": code}
         self._replace(RUN, f"{json.dumps(description, ensure_ascii=False, indent=1)}\n".encode())
 
     def check_graders(self) -> None:
@@ -98,6 +101,25 @@ class RunFolder(ResumableFolder):
                     f"{self.path}: the answers to {task.label} were graded again by {was}, and the experiment says "
                     f"{now}. Grade them back with `swaa grade --all {self.path}`, or choose another folder."
                 )
+
+    def check_code(self) -> None:
+        """Refuse to add to answers of policies whose own code was another one.
+
+        Raises:
+            UserError: ``visible`` of a plugin's policy, say, has changed since; the policy is named.
+        """
+        if not self.records():
+            return
+        was, now = self._code(), own_code(self._experiment.recipes)
+        what = "results of a policy as it was before its code changed"
+        self._refuse(
+            (f"{name}: the code of this class has changed" for name in now if was.get(name, now[name]) != now[name]),
+            what=what,
+        )
+
+    def _code(self) -> dict[str, str]:
+        code = (self.description() or {}).get("code")
+        return code if isinstance(code, dict) else {}
 
     def end(self, records: Sequence[Record]) -> list[Row]:
         """Bring the files into their last form, and write the tables of these records; the rows.

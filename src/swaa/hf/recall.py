@@ -86,14 +86,17 @@ def attention_mass(
     bound = [bind(parse_policy(one), config.num_hidden_layers, config.num_attention_heads) for one in policies]
     layout = TokenLayout.contiguous(input_ids.shape[1], prompt_lengths=prompt_length, device=input_ids.device)
     meter = _Meter(layout, [one.layers for one in bound])
-    before = base.config._attn_implementation
+    before, modes = base.config._attn_implementation, [(module, module.training) for module in base.modules()]
     token = _measuring.set(meter)
     base.set_attn_implementation(IMPLEMENTATION)
     try:
+        base.eval()
         with torch.no_grad():
             base(input_ids=input_ids, use_cache=False)
     finally:
         base.set_attn_implementation(before)
+        for module, training in modes:
+            module.training = training
         _measuring.reset(token)
     layers = range(config.num_hidden_layers)
     missing = [layer for layer in layers if layer not in meter.mass]
@@ -174,8 +177,7 @@ def _measured_attention(
 ) -> tuple[Tensor, None]:
     """Full attention, measured; transformers documents the arguments."""
     if s_aux is not None or sliding_window is not None:
-        what = "learned sink logits" if s_aux is not None else "a sliding window of its own"
-        raise UserError(f"model: a layer has {what}, so it has no full attention to recall. Use another model.")
+        raise _not_full("learned sink logits" if s_aux is not None else "a window or chunks of its own")
     meter = _measuring.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     meter.measure(layer, query_BHQD, key_BGKD, scaling, softcap)
@@ -184,8 +186,14 @@ def _measured_attention(
     return out_BHQD.transpose(1, 2).contiguous(), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The layout of the meter says it all."""
+def _no_mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
+    """The layout of the meter says it all, if the model has no window or chunks to tell of."""
+    if local_size is not None:
+        raise _not_full("a window or chunks of its own")
+
+
+def _not_full(what: str) -> UserError:
+    return UserError(f"model: a layer has {what}, so it has no full attention to recall. Use another model.")
 
 
 AttentionInterface.register(IMPLEMENTATION, _measured_attention)
@@ -198,5 +206,4 @@ def _checked_model(model: nn.Module) -> PreTrainedModel:
         raise invalid("model", accepted="a transformers model", got=type(model).__name__, mend=mend)
     if read_spec(model.config) is not None:
         raise UserError("model: expected one without a policy on it, as its full attention is wanted. Remove it first.")
-    model.eval()
     return model

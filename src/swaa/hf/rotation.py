@@ -49,12 +49,13 @@ def check_turnable(decoder: PreTrainedModel, layers: Sequence[LayerScores]) -> N
             f"CachePositions: expected a rotary embedding of fixed frequencies ({', '.join(sorted(_FIXED))}), got "
             f"{kind!r}, whose frequencies follow the length of the text. Leave CachePositions out."
         )
+    _rotation(decoder)
 
 
 def turn_back(decoder: nn.Module) -> TurnBack:
     """The function that turns the decoder's rotated queries back, by its own rotation."""
     embedding: Any = decoder.get_submodule("rotary_emb")
-    rotate: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(decoder).__module__].apply_rotary_pos_emb
+    rotate = _rotation(decoder)
 
     def turn(query_BHQD: Tensor, back_BQ: Tensor) -> Tensor:
         exact = query_BHQD.to(torch.promote_types(query_BHQD.dtype, torch.float32))
@@ -63,3 +64,16 @@ def turn_back(decoder: nn.Module) -> TurnBack:
         return rotate(exact, exact[:, :1], cos / scale, -sin / scale)[0].to(query_BHQD.dtype)
 
     return turn
+
+
+def _rotation(decoder: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The rotation that the file of the decoder's class defines."""
+    for owner in type(decoder).__mro__:  # FSDP derives a class of its own, from elsewhere
+        found = vars(sys.modules[owner.__module__])
+        if "apply_rotary_pos_emb" in found:
+            rotate: Callable[..., tuple[Tensor, Tensor]] = found["apply_rotary_pos_emb"]
+            return rotate
+    raise UserError(
+        f"CachePositions: the file of {type(decoder).__name__} has no apply_rotary_pos_emb, so its rotation cannot be "
+        f"turned back. Use a model of transformers' own code, or leave CachePositions out."
+    )

@@ -173,7 +173,8 @@ class Predicate(AttentionPolicy):
             UserError: names the class, the field, the accepted range and the value.
         """
         owner = type(self).__name__
-        mend = f"Write for example {owner}({at_least})."
+        alone = len(self.parameters()) == 1
+        mend = f"Write for example {owner}({at_least})." if alone else f"Write for example {name}={at_least}."
         check_int(f"{owner}.{name}", getattr(self, name), at_least=at_least, unit=unit, mend=mend)
 
     def require_ints(self, name: str, *, at_least: int, unit: str = "tokens", ascending: bool = True) -> None:

@@ -34,6 +34,14 @@ class ContentPolicy(Predicate):
     by_content: ClassVar[bool] = True
     block_size: int
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.looks_ahead:
+            raise UserError(
+                f"{cls.__name__}: chooses by content and looks ahead, and a choice of later blocks could not be "
+                f"repeated with a cache. Leave out looks_ahead."
+            )
+
     @abstractmethod
     def select(self, query: Tensor, key_means: Tensor, candidates: Tensor) -> Tensor:
         """The blocks that each query chooses.

@@ -176,7 +176,15 @@ def find(name: str, *, others: Iterable[str] = ()) -> Callable[..., AttentionPol
         return _policies[name]
     if name in _patterns:
         return _patterns[name].function
-    raise unknown("policy", name, (*_policies, *_patterns, *others))
+    raise unknown_policy(name, others=others)
+
+
+def unknown_policy(name: str, *, others: Iterable[str] = ()) -> UserError:
+    """An error about a name that no policy and no pattern has, which may be in a file that nobody loaded."""
+    problem = unknown("policy", name, (*_policies, *_patterns, *others))
+    return UserError(
+        f"{problem} If it is in a file of yours, name the file: --plugin FILE, or plugins: [FILE] in YAML."
+    )
 
 
 def load_entry_points() -> None:
@@ -291,12 +299,21 @@ class ZooEntry:
 
 
 def zoo_entries() -> tuple[ZooEntry, ...]:
-    """One entry for each policy and pattern that is known, by name."""
-    calls: dict[str, tuple[str, Sequence[Mapping[str, Any]]]] = {
-        name: ("policy", [example.parameters() for example in get_policy(name).examples()]) for name in policy_names()
-    }
-    calls.update({name: ("pattern", get_pattern(name).calls) for name in pattern_names()})
-    return tuple(_entry(name, *calls[name]) for name in sorted(calls))
+    """One entry for each policy and pattern that is known, by name.
+
+    Raises:
+        UserError: the examples of one fail; it is named.
+    """
+    return tuple(_entry_of(name) for name in sorted((*policy_names(), *pattern_names())))
+
+
+def _entry_of(name: str) -> ZooEntry:
+    try:
+        if name in _patterns:
+            return _entry(name, "pattern", _patterns[name].calls)
+        return _entry(name, "policy", [example.parameters() for example in _policies[name].examples()])
+    except Exception as error:  # whatever the code of a user's examples does
+        raise UserError(f"policy {name}: its examples fail with {type(error).__name__}: {error}. Mend them.") from error
 
 
 def _entry(name: str, kind: str, calls: Sequence[Mapping[str, Any]]) -> ZooEntry:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from swaa.policies import FullAttention
+from swaa.testing.blame import author_line
 from swaa.testing.difference import Difference, side_by_side
 from swaa.testing.findings import Failure
-from swaa.testing.integers import BRANCH, FLOAT, SLOTS, Refused
-from swaa.testing.meaning import At, Meaning, Not, rewritten
-from swaa.testing.reading import Reader
+from swaa.testing.integers import BRANCH, FLOAT, OVERFLOW, SLOTS, Refused
+from swaa.testing.meaning import At, Meaning, Not, predicates, rewritten
+from swaa.testing.reading import Reader, overflow
 from swaa.testing.scenes import Row, Scene, expected_mask
 
 _FLIPPED = {"prefill": "decode", "decode": "prefill", None: None}
-_SWAA = Path(__file__).parents[1]
 
 Explanation = tuple[str, str, str]
 """A defect's name, what it does, and its mend."""
@@ -75,10 +73,25 @@ def explain(difference: Difference, whole: Difference, reader: Reader) -> Failur
         difference: the smallest one.
         whole: the one that it was shrunk from, which tells mistakes apart that look alike when small.
     """
+    too_large = _overflow(difference) if difference.reading.startswith("block mask") else None
+    if too_large is not None:
+        return too_large
     name, what, mend = next(_explanations(whole, reader))
     scene = difference.scene
     seen = f"{what}. {difference.case.written}, {difference.reading}, {scene.kind}, {scene.tokens} tokens. "
     return Failure(name, f"{seen}First at {difference.where}.", mend, difference.picture(), scene.tokens)
+
+
+def _overflow(difference: Difference) -> Failure | None:
+    """The failure of a predicate that computes too large a number at the first pair that differs."""
+    sample, _, query, key = difference.first
+    q, k = difference.scene.queries[sample][query], difference.scene.keys[sample][key]
+    if q and k:
+        for predicate in predicates(difference.case.meaning):
+            error = overflow(predicate, q.position, k.position)
+            if error is not None:
+                return refused(error)
+    return None
 
 
 def _explanations(difference: Difference, reader: Reader) -> Iterator[Explanation]:
@@ -138,7 +151,7 @@ def off_by_one(expected: Tensor, effective: Tensor) -> str | None:
 def refused(error: Refused) -> Failure:
     """The failure that a refused operation is."""
     name, mend = {
-        FLOAT: ("float index", "Use // for division: a float skips whole numbers beyond 2**24."),
+        FLOAT: ("float index", "Use ints, and // for division: a float skips whole numbers beyond 2**24."),
         BRANCH: (
             "data-dependent branch",
             "Write it with & | ^ ~ and comparisons: one answer for each pair, and no if, and, or, min, max, all, any.",
@@ -148,8 +161,14 @@ def refused(error: Refused) -> Failure:
             "Use q and k themselves, which are positions: the slots of tensors count padding as tokens, so that "
             "padding becomes a sink.",
         ),
+        OVERFLOW: (
+            "overflow",
+            "Keep what is computed within 2**60, for positions up to 2**24 at least: index tensors wrap around, and "
+            "intervals do not.",
+        ),
     }.get(error.reason, ("no predicate", "Return a comparison of positions, such as q - k < 8."))
-    return Failure(name, f"visible cannot be read pair by pair: {error}{author_line(error)}", mend)
+    cannot = "visible counts too far" if error.reason == OVERFLOW else "visible cannot be read pair by pair"
+    return Failure(name, f"{cannot}: {error}{author_line(error)}", mend)
 
 
 def raised(error: Exception, doing: str) -> Failure:
@@ -162,17 +181,6 @@ def raised(error: Exception, doing: str) -> Failure:
     if "truth value" in first.lower() or "ambiguous" in first.lower() or "data-dependent" in first.lower():
         name, mend = "data-dependent branch", "Write it with & | ^ ~ and comparisons, elementwise."
     return Failure(name, f"{doing}: {type(cause).__name__}: {first}{author_line(cause)}", mend)
-
-
-def author_line(error: BaseException) -> str:
-    """In brackets, file, line and text of the last step that was the author's; nothing where none was."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_the_authors(frame.filename)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
-
-
-def _is_the_authors(file: str) -> bool:
-    """Is it neither torch nor swaa, its policies apart?"""
-    return "/torch/" not in file and (str(_SWAA) not in file or f"{_SWAA}/policies/zoo" in file)
 
 
 def pair_picture(expected: Tensor, effective: Tensor) -> str:

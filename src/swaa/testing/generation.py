@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from swaa.errors import UserError
 from swaa.policies import bind
 from swaa.testing.findings import Failure, Note, passed, skipped
 from swaa.testing.meaning import Sizes
 from swaa.testing.scenes import expected_mask, whole
-from swaa.testing.subject import Case, Subject
+from swaa.testing.subject import NOT_REGISTERED, Case, Subject
 
 _PROMPT, _NEW = 14, 10
 _MOST_LAYERS = 12
@@ -18,6 +17,8 @@ _MOST_LAYERS = 12
 
 def generates(subject: Subject) -> Failure | Note:
     """generate() gives the same tokens with keys evicted, with no cache, and under the dense mask."""
+    if not subject.registered:
+        return skipped(NOT_REGISTERED)
     from swaa.hf.apply import apply_policy
     from swaa.hf.tiny import WORDS, generate, tiny_model
 
@@ -30,13 +31,8 @@ def generates(subject: Subject) -> Failure | Note:
         model = tiny_model(max(2, case.sizes.layers), case.sizes.heads)
         results: dict[str, Tensor] = {}
         for name, evict in {"the evicting cache": True, "a cache that keeps all": False}.items():
-            try:
-                with apply_policy(model, case.policy, evict=evict):
-                    results[name] = generate(model, prompt, _NEW)
-            except UserError as error:
-                if "@swaa.register_policy" not in str(error):
-                    raise
-                return skipped(f"the class is not registered: {error}")
+            with apply_policy(model, case.policy, evict=evict):
+                results[name] = generate(model, prompt, _NEW)
         results["no cache"] = _recomputed(model, prompt, case)
         if _alike(case) and not subject.by_content:
             results["the dense mask, without swaa"] = _under_dense_mask(model, prompt, case, subject)

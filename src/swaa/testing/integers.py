@@ -10,15 +10,17 @@ import operator
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-FLOAT, BRANCH, SLOTS, FOREIGN, KIND = (
+FLOAT, BRANCH, SLOTS, FOREIGN, KIND, OVERFLOW = (
     "float index",
     "data-dependent branch",
     "slots taken for positions",
     "foreign",
     "kind",
+    "overflow",
 )
 """Why an operation is refused. ``FOREIGN``: it is none of the operators, but index tensors may well know it."""
 
+_LIMIT = 1 << 60
 _SHAPES = frozenset({"shape", "size", "numel", "ndim", "dim", "device", "dtype", "is_cuda", "stride", "new_tensor"})
 _REDUCTIONS = frozenset(
     {"all", "any", "item", "tolist", "min", "max", "amin", "amax", "sum", "mean", "cumsum", "argmax"}
@@ -99,10 +101,21 @@ class Whole(_Strict):
         self.value = value if -(1 << 63) <= value < 1 << 63 else (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
     def __neg__(self) -> Whole:
-        return Whole(-self.value)
+        return type(self)(-self.value)
 
     def __abs__(self) -> Whole:
-        return Whole(abs(self.value))
+        return type(self)(abs(self.value))
+
+
+class Bounded(Whole):
+    """One that refuses to grow beyond what intervals count exactly."""
+
+    __slots__ = ()
+
+    def __init__(self, value: int) -> None:
+        if abs(value) > _LIMIT:
+            raise Refused(OVERFLOW, f"it computes {value}, which is beyond 2**60")
+        self.value = value
 
 
 class Truth(_Strict):
@@ -118,8 +131,11 @@ class Truth(_Strict):
 
 
 def _whole(other: Any) -> int:
+    if type(other) is int:  # by far the most
+        return other
     if isinstance(other, Whole):
-        return other.value
+        value: int = other.value
+        return value
     if isinstance(other, int) and not isinstance(other, bool):
         return other
     if isinstance(other, float):
@@ -141,8 +157,8 @@ def _truth(other: Any) -> bool:
 
 def _arithmetic(function: Callable[[int, int], int], mirrored: bool) -> Callable[[Whole, Any], Whole]:
     def compute(self: Whole, other: Any) -> Whole:
-        left, right = (_whole(other), self.value) if mirrored else (self.value, _whole(other))
-        return Whole(function(left, right))
+        number = _whole(other)
+        return type(self)(function(number, self.value) if mirrored else function(self.value, number))
 
     return compute
 

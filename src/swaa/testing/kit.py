@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from swaa.errors import UserError, invalid
 from swaa.reading import check_choice
-from swaa.testing import attention, content, generation, masks, values
+from swaa.testing import algebra, attention, content, far, generation, masks, values
 from swaa.testing.diagnosis import raised, refused
 from swaa.testing.findings import FAILED, CheckReport, Failure, Note, Outcome, skipped
 from swaa.testing.integers import Refused
@@ -14,16 +15,18 @@ from swaa.testing.subject import Subject, subject_of
 
 Check = Callable[[Subject], Failure | Note]
 
-FIRST: dict[str, Check] = {"readable": values.readable, "purity": values.purity}
+FIRST: dict[str, Check] = {"value": algebra.value, "readable": values.readable, "purity": values.purity}
 """Where one of these fails, nothing else can be known."""
 
 CHECKS: dict[str, Check] = {
     "conventions": values.conventions,
     "oracle": values.oracle,
+    "implications": algebra.implications,
     "dense mask": masks.dense_masks,
     "kernel mask": masks.kernel_masks,
     "verdicts sound": masks.verdicts,
     "verdicts exact": masks.exactness,
+    "far positions": far.far_positions,
     "causality": attention.causality,
     "retention": masks.retention,
     "round trip": values.round_trip,
@@ -41,6 +44,7 @@ CHECKS: dict[str, Check] = {
 }
 
 BY_CONTENT: dict[str, Check] = {
+    "value": algebra.value,
     "round trip": values.round_trip,
     "padding": content.padded,
     "packing": content.packed,
@@ -76,10 +80,12 @@ def check_policy(
         The report; ``report.ok`` tells whether nothing failed, ``report.require()`` raises for a test.
 
     Raises:
-        UserError: ``policy`` is none, or has no examples; ``only`` names no check.
+        UserError: ``policy`` is none, or has no examples; ``oracle`` is no function; ``only`` names no check.
     """
     for name in only:
         check_choice("only", name, [*FIRST, *CHECKS])
+    if oracle is not None and not callable(oracle):
+        raise invalid("oracle", accepted="a function oracle(policy, q, k) -> bool", got=oracle, mend="Give its name.")
     subject = subject_of(policy, oracle=oracle, flex=flex)
     outcomes: list[Outcome] = []
 
@@ -114,5 +120,7 @@ def _carried_out(name: str, check: Check, subject: Subject) -> Failure | Note:
         return check(subject)
     except Refused as error:
         return refused(error)
+    except UserError as error:
+        return Failure("refused by swaa", str(error), "Mend what the message names.")
     except Exception as error:
         return raised(error, f"the check {name!r} ended with an error")

@@ -19,7 +19,8 @@ from swaa.testing.scenes import Family, chunk, expected_mask, packing, padding, 
 from swaa.testing.subject import Case, Subject
 
 SMALL: tuple[tuple[Family, int], ...] = ((whole, 40), (chunk, 40), (step, 40))
-MULTI_BLOCK = 160
+MULTI_BLOCK = 136
+"""Tokens of more than one of the kernels' blocks of 128."""
 _ENOUGH = 3
 """Failing compositions that are shrunk; the smallest of them is reported."""
 

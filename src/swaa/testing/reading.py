@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swaa.policies import Predicate
-from swaa.testing.integers import FOREIGN, KIND, Refused, Truth, Whole
+from swaa.testing.integers import FOREIGN, KIND, OVERFLOW, Bounded, Refused, Truth, Whole
 
 Oracle = Callable[[Any, int, int], bool]
 """An author's loop oracle: ``oracle(policy, q, k)`` over plain ints, for one predicate."""
@@ -38,6 +38,15 @@ def sees(predicate: Predicate, q: int, k: int) -> bool:
         return bool(value)
     kind = "a number" if isinstance(value, Whole) else type(value).__name__
     raise Refused(KIND, f"it returns {kind} instead of a comparison")
+
+
+def overflow(predicate: Predicate, q: int, k: int) -> Refused | None:
+    """Why this pair takes larger numbers than intervals count exactly, if it does."""
+    try:
+        predicate.visible(Bounded(q), Bounded(k))  # type: ignore[arg-type]
+    except Refused as refused:
+        return refused if refused.reason == OVERFLOW else None
+    return None
 
 
 class Reader:

@@ -19,9 +19,12 @@ from swaa.policies import (
     SinkTokens,
     SlidingWindow,
     bind,
+    get_policy,
     parse_policy,
+    policy_names,
     policy_to_dict,
 )
+from swaa.testing.blame import author_line
 from swaa.testing.meaning import At, Both, Either, Meaning, Not, Sizes, from_dict, predicates
 from swaa.testing.reading import Oracle, Reader
 
@@ -35,6 +38,7 @@ _SIZES = (
 )
 
 
+NOT_REGISTERED = "the class is not registered, so nothing can be stored (@swaa.register_policy)"
 _ONE = Sizes()
 
 
@@ -82,7 +86,13 @@ class Subject:
     @property
     def by_content(self) -> bool:
         """Does what it shows depend on queries and keys?"""
-        return any(atom.by_content for case in self.alone() for atom in predicates(case.meaning))
+        return any(_by_content(policy) for policy in self.policies)
+
+    @property
+    def registered(self) -> bool:
+        """Do YAML, expressions and configs know all predicates by their names?"""
+        found = {type(atom) for case in self.alone() for atom in predicates(case.meaning)}
+        return all(kind.__name__ in policy_names() and get_policy(kind.__name__) is kind for kind in found)
 
     def alone(self) -> list[Case]:
         """Each instance by itself."""
@@ -126,6 +136,12 @@ def _fits(policy: AttentionPolicy, at_least: Sizes) -> bool:
     return True
 
 
+def _by_content(policy: AttentionPolicy) -> bool:
+    if isinstance(policy, Predicate):  # which perhaps no dict can have as a key
+        return policy.by_content
+    return any(atom.by_content for atom in predicates(_meaning(policy)))
+
+
 def _meaning(policy: AttentionPolicy) -> Meaning:
     return policy if isinstance(policy, Predicate) else from_dict(policy_to_dict(policy))
 
@@ -158,7 +174,11 @@ def subject_of(policy: object, *, oracle: Oracle | None = None, flex: bool = Tru
         UserError: it is no policy, no policy class, no pattern and no expression, or it has no examples.
     """
     if isinstance(policy, type) and issubclass(policy, Predicate):
-        examples = _examples(policy.examples(), policy.__name__)
+        options = getattr(policy, "__dataclass_params__", None)
+        if options is None or not options.frozen:
+            mend = "Put @dataclass(frozen=True, repr=False) above the class."
+            raise invalid(f"policy {policy.__name__}", accepted="a frozen dataclass", got=policy, mend=mend)
+        examples = _examples(policy.examples, policy.__name__)
         for example in examples:
             if type(example) is not policy:
                 mend = "Return instances made with cls(…)."
@@ -168,7 +188,7 @@ def subject_of(policy: object, *, oracle: Oracle | None = None, flex: bool = Tru
         return Subject(policy.__name__, examples, policy, oracle, flex)
     if callable(policy) and hasattr(policy, "examples"):  # a pattern: a function that composes a policy
         name = str(getattr(policy, "name", policy))
-        return _without_oracle(Subject(name, _examples(policy.examples(), name), flex=flex), oracle)
+        return _without_oracle(Subject(name, _examples(policy.examples, name), flex=flex), oracle)
     if isinstance(policy, AttentionPolicy | str | dict):
         parsed = parse_policy(policy)
         if isinstance(parsed, Predicate):
@@ -185,14 +205,28 @@ def _without_oracle(subject: Subject, oracle: Oracle | None) -> Subject:
     return subject
 
 
-def _examples(examples: Iterable[AttentionPolicy], name: str) -> tuple[AttentionPolicy, ...]:
-    found = tuple(dict.fromkeys(examples))
-    if not found:
-        mend = "Return a few instances, the edges among them: they are what is checked and drawn."
-        raise invalid(f"{name}.examples()", accepted="at least one instance", got=found, mend=mend)
-    for example in found:
+def _examples(examples: Callable[[], Iterable[AttentionPolicy]], name: str) -> tuple[AttentionPolicy, ...]:
+    """What ``examples`` gives, each once.
+
+    Raises:
+        UserError: it gives nothing, something else than policies, or an error.
+    """
+    try:
+        given = list(examples())
+    except UserError:
+        raise
+    except Exception as error:  # whatever the author's code raises
+        what = f"{type(error).__name__}: {error}{author_line(error)}"
+        raise UserError(f"{name}.examples(): fails with {what}. Mend it; it is a class method.") from error
+    found: list[AttentionPolicy] = []
+    for example in given:
         if not isinstance(example, AttentionPolicy):
             raise invalid(f"{name}.examples()", accepted="policies", got=example, mend="Return instances.")
+        if not any(type(example) is type(other) and vars(example) == vars(other) for other in found):
+            found.append(example)
+    if not found:
+        mend = "Return a few instances, the edges among them: they are what is checked and drawn."
+        raise invalid(f"{name}.examples()", accepted="at least one instance", got=(), mend=mend)
     return tuple(sorted(found, key=_weight))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swaa.compiler.interval import Interval, UnknownOperation, Verdict
 from swaa.errors import UserError
 from swaa.policies import AttentionPolicy, Predicate, parse_policy, policy_to_dict
 from swaa.testing.diagnosis import off_by_one, pair_picture, refused
@@ -17,30 +18,65 @@ from swaa.testing.findings import Failure, Note, passed, skipped
 from swaa.testing.integers import Refused
 from swaa.testing.meaning import predicates
 from swaa.testing.reading import Reader, sees
-from swaa.testing.subject import Subject
+from swaa.testing.subject import NOT_REGISTERED, Subject
 
 _LENGTH = 32
+_COMPARE = "Return a comparison of q and k, such as q - k < 8, elementwise."
 _STATE = "Keep no state: no counters, no caches that answers depend on, no random numbers without a seed of their own."
 
 
 def readable(subject: Subject) -> Failure | Note:
     """Each predicate answers yes or no for each pair, by operators alone."""
-    atoms = _atoms(subject)
-    for predicate in atoms:
+    found = atoms(subject)
+    for predicate in found:
         try:
             for q in range(4):
                 for k in range(q + 1):
                     sees(predicate, q, k)
         except Refused as error:
             return refused(error)
-    return passed(f"{len(atoms)} predicates")
+        wrong = _on_tensors(predicate) or _on_intervals(predicate)
+        if wrong is not None:
+            return wrong
+    return passed(f"{len(found)} predicates")
+
+
+def _on_tensors(predicate: Predicate) -> Failure | None:
+    """On index tensors it has to give a truth value for each pair, or ones that broadcast to that."""
+    q, k = torch.arange(8, 13).unsqueeze(-1), torch.arange(8)
+    given: Any = predicate.visible(q, k)  # type: ignore[arg-type]
+    if isinstance(given, bool):
+        return None
+    what = f"of {len(q)} queries and {len(k)} keys as tensors"
+    if not isinstance(given, Tensor) or given.dtype != torch.bool:
+        kind = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        return Failure("no predicate", f"{predicate!r} returns {kind} {what}", _COMPARE)
+    try:
+        given.broadcast_to(len(q), len(k))
+    except RuntimeError:
+        shape = list(given.shape)
+        return Failure("no predicate", f"{predicate!r} returns a tensor of shape {shape} {what}", _COMPARE)
+    return None
+
+
+def _on_intervals(predicate: Predicate) -> Failure | None:
+    """On intervals it has to give a verdict, or to use an operation that they refuse."""
+    positions = Interval(torch.tensor([3]), torch.tensor([7]))
+    try:
+        given: Any = predicate.visible(positions, positions)
+    except UnknownOperation:
+        return None
+    if isinstance(given, bool | Verdict):
+        return None
+    what = f"{predicate!r} returns {type(given).__name__} of intervals, whatever their ends are"
+    return Failure("no predicate", what, _COMPARE)
 
 
 def purity(subject: Subject) -> Failure | Note:
     """Asked twice, in another order, and with other instances asked in between, a predicate says the same."""
-    atoms = _atoms(subject)
+    found = atoms(subject)
     pairs = [(q, k) for q in range(_LENGTH // 2) for k in range(q + 1)]
-    for predicate in atoms:
+    for predicate in found:
         before = copy.deepcopy(vars(predicate))
         first = {pair: sees(predicate, *pair) for pair in pairs}
         for how, order in (("asked again", pairs), ("asked in another order", pairs[::-1])):
@@ -48,7 +84,7 @@ def purity(subject: Subject) -> Failure | Note:
                 if sees(predicate, *pair) != first[pair]:
                     return _state(predicate, pair, how)
         for pair in pairs:
-            for other in atoms:
+            for other in found:
                 sees(other, *pair)
             if sees(predicate, *pair) != first[pair]:
                 return _state(predicate, pair, "asked between questions to other instances")
@@ -112,7 +148,7 @@ def oracle(subject: Subject) -> Failure | Note:
     """The predicate is what its author's own loop says."""
     if subject.oracle is None:
         return skipped("none given (--oracle module:function)")
-    for policy in _atoms(subject):
+    for policy in atoms(subject):
         effective = subject.reader.table(policy, _LENGTH)
         answers = [
             [(k <= q or policy.looks_ahead) and subject.oracle(policy, q, k) for k in range(_LENGTH)]
@@ -138,35 +174,37 @@ def oracle(subject: Subject) -> Failure | Note:
 
 def round_trip(subject: Subject) -> Failure | Note:
     """What is printed or stored makes the same policy again; equal policies are equal and hash alike."""
+    if not subject.registered:
+        return skipped(NOT_REGISTERED)
     compositions = [case.policy for case in [*subject.alone(), *subject.combined()]]
     for policy in compositions:
         twin = copy.deepcopy(policy)
-        if twin != policy or hash(twin) != hash(policy) or (policy == object()):
-            return _not_a_value(policy, "a copy of it is not equal to it, or hashes otherwise")
-        described = policy_to_dict(policy)
+        if twin != policy or hash(twin) != hash(policy):
+            return not_a_value(policy, "a copy of it is not equal to it, or hashes otherwise")
         try:
+            described = policy_to_dict(policy)
             again = {
                 "its repr": parse_policy(repr(policy)),
                 "its dict form": parse_policy(described),
                 "its dict form through JSON": parse_policy(json.loads(json.dumps(described))),
             }
-        except UserError as error:
-            if any(predicate.__class__.__name__ in str(error) for predicate in _atoms(subject)):
-                return skipped(f"the class is not registered: {error}")
-            raise
+        except (UserError, TypeError) as error:  # TypeError: what JSON does not know
+            return not_a_value(policy, f"what is printed or stored cannot be read back ({error})")
         for how, found in again.items():
             if found != policy:
-                return _not_a_value(policy, f"{how} makes {found!r}")
+                return not_a_value(policy, f"{how} makes {found!r}")
     return passed(f"{len(compositions)} compositions")
 
 
-def _not_a_value(policy: AttentionPolicy, what: str) -> Failure:
+def not_a_value(policy: AttentionPolicy, what: str) -> Failure:
+    """The failure of a policy that is no value."""
     mend = (
         "Use @dataclass(frozen=True, repr=False) with fields of ints, strings and tuples of these, all of them stored."
     )
     return Failure("no value", f"{policy!r}: {what}", mend)
 
 
-def _atoms(subject: Subject) -> tuple[Predicate, ...]:
+def atoms(subject: Subject) -> tuple[Predicate, ...]:
+    """The predicates that it is made of, each once."""
     found = [atom for case in subject.alone() for atom in predicates(case.meaning)]
     return tuple(dict.fromkeys(found))

@@ -67,8 +67,9 @@ class ScoreMod(Scores):
         """The new score of the query at logical position ``q`` for the key at logical position ``k``.
 
         All four are tensors that broadcast against each other: ``score`` of floats, already scaled; ``q``, ``k`` and
-        the query head's number of ints, with ``0 <= k <= q``. Numbers in fields arrive as tensors, too, a tuple as one
-        that is indexed: ``self.slopes[head]``. Use operators and methods of tensors (``score.tanh()``); no ``if``.
+        the query head's number of ints, with ``0 <= k <= q``: where a policy looks ahead, the later of the two comes as
+        ``q``. Numbers in fields arrive as tensors, too, a tuple as one that is indexed: ``self.slopes[head]``. Use
+        operators and methods of tensors (``score.tanh()``); no ``if``.
         """
 
     @classmethod

@@ -17,7 +17,7 @@ class LogSparse(Predicate):
     """Each query sees itself and the tokens 1, 2, 4, 8, … before it: visible iff
     ``q - k == 0 or q - k is a power of two``.
 
-    A query sees about ``log2(q)`` tokens, and within ``log2(q)`` layers hears of every earlier one. Add a sliding
+    A query sees about ``log2(q)`` tokens, and within ``log2(q) + 1`` layers hears of every earlier one. Add a sliding
     window for the paper's local attention.
 
     Source: Li et al., "Enhancing the Locality and Breaking the Memory Bottleneck of Transformer on Time Series

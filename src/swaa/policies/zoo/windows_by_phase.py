@@ -14,8 +14,8 @@ def WindowsByPhase(prefill_window: int, decode_window: int, num_sinks: int = 0) 
     ``(SinkTokens(num_sinks) | SlidingWindow(prefill_window)).in_phase('prefill',
     otherwise=SinkTokens(num_sinks) | SlidingWindow(decode_window))``.
 
-    With full attention while decoding it is SWAA's best recipe for long prompts; that is
-    ``SlidingWindow(prefill_window).in_phase("prefill")``.
+    With full attention while decoding it is the part that SWAA calls FA decode, best together with sinks and full
+    layers; that is ``SlidingWindow(prefill_window).in_phase("prefill")``.
 
     Args:
         prefill_window: tokens that a query of the prompt sees, its own included, at least 1.
