@@ -129,6 +129,7 @@ def test_commands_are_accepted(page: Path, words: list[str], tmp_path: Path, mon
         parse_policy(args.policy)
     if hasattr(args, "overrides"):
         load_file(_file_of(args, tmp_path), args.overrides)
+    assert callable(args.handler)
 
 
 def _file_of(args: Namespace, folder: Path) -> Path:
@@ -163,14 +164,14 @@ def test_yaml_is_what_swaa_reads(text: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(ROOT)
     block = yaml.safe_load(text)
     if set(block) <= RECIPE:
-        Recipe.from_dict({"name": "unnamed", **block})
+        assert Recipe.from_dict({"name": "unnamed", **block}).hash
         return
     file = tmp_path / "block.yaml"
     missing = {} if {"train", "new_tokens"} & set(block) else {key: NEEDED[key] for key in NEEDED.keys() - set(block)}
     if missing:  # a part of an experiment
         text += yaml.safe_dump(missing)
     file.write_text(text, encoding="utf-8")
-    load_file(file)
+    assert load_file(file).to_yaml()
 
 
 DOCTESTED = sorted(path for path in (ROOT / "src").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))
