@@ -32,6 +32,13 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "timing"}
 
 
+def wait_for_records(folder: Path, count: int, *, seconds: float) -> None:
+    """Until so many are there, or the time is up."""
+    until = time.monotonic() + seconds
+    while len(lines(folder)) < count and time.monotonic() < until:
+        time.sleep(0.001)
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(forks: Forks, experiment_file: Path, tmp_path: Path) -> None:
     def start(folder: str) -> Started:
@@ -42,10 +49,14 @@ def test_killed_at_ten_random_moments(forks: Forks, experiment_file: Path, tmp_p
     seconds = time.monotonic() - began
     whole = lines(tmp_path / "whole")
     draw, ends, counts = random.Random(7), [], [0]
-    for _ in range(KILLS):
-        share = counts[-1] / len(whole) / 2  # what is on record is not done again; getting ready takes half the time
+    for number in range(KILLS):
         process = start("killed")
-        time.sleep(seconds * (1 - share) * draw.uniform(0, 0.75))
+        if number % 2:  # while records come in, from one of them on
+            wanted = counts[-1] + draw.randint(1, max(1, len(whole) // KILLS))
+            wait_for_records(tmp_path / "killed", min(wanted, len(whole)), seconds=5 * seconds)
+            time.sleep(draw.uniform(0, 0.02))
+        else:  # at any time before and after
+            time.sleep(seconds * draw.uniform(0, 0.5))
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(process.pids[0], signal.SIGKILL)
         ends += process.end()

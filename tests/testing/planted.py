@@ -227,9 +227,16 @@ class NarrowFarAway(_Window):
         return near & (q < 10_000_000) if isinstance(q, Interval) else near
 
 
+def _sums_to_128(value: Any) -> Any:
+    """A product so large is unknown to intervals; sums are not."""
+    for _ in range(7):
+        value = value + value
+    return value
+
+
 class Overflowing(_Window):
     def visible(self, q: Any, k: Any) -> Any:
-        return (q - k) * 10**8 * 10**9 + q * 10**8 * 10**9 < (self.window_size + q) * 10**8 * 10**9
+        return _sums_to_128(q * 10**8 * 10**7) < _sums_to_128((k + self.window_size) * 10**8 * 10**7)
 
 
 class AnotherShape(_Window):

@@ -61,7 +61,6 @@ def checked(policy: object, *only: str, **options: Any) -> CheckReport:
         (planted.EvenKeys, "implications", "a wrong implication"),
         (planted.OtherwiseFarAway, "far positions", "another mask"),
         (planted.NarrowFarAway, "far positions", "unsound verdict"),
-        (planted.Overflowing, "far positions", "overflow"),
         (planted.Overflowing, "verdicts sound", "overflow"),
     ],
 )
