@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import html
+import re
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -49,6 +51,15 @@ class Page(HTMLParser):
 @cache
 def read(file: Path) -> Page:
     return Page(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("source", sorted(DOCS.glob("*.md")), ids=lambda source: source.name)
+def test_a_page_says_what_its_source_says(source: Path) -> None:
+    """Sphinx writes pages of its own, such as search.html, over a page of that name."""
+    headings = [line for line in source.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    title = html.escape(headings[0].removeprefix("# "), quote=False)
+    text = (SITE / f"{source.stem}.html").read_text(encoding="utf-8")
+    assert re.search(rf"<h1>{re.escape(title)}<", text)
 
 
 def broken(file: Path) -> list[str]:
