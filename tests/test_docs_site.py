@@ -154,7 +154,7 @@ def test_no_page_is_wider_than_a_phone(browser: Any) -> None:
     wide = {}
     files = {file for file in pages() if "files" in file.relative_to(SITE).parts}
     for file in sorted({*pages()} - files | {*sorted(files)[:3]}):  # pages of files are all alike
-        page.goto(file.as_uri(), wait_until="domcontentloaded")
+        page.goto(file.as_uri(), wait_until="load")  # style sheets, too
         width = page.evaluate("document.documentElement.scrollWidth")
         if width > PHONE["width"]:
             wide[str(file.relative_to(SITE))] = width
