@@ -92,6 +92,7 @@ def test_validate_tells_what_would_run(file: Path, capsys: pytest.CaptureFixture
                 "depth: null",
             ],
         ),
+        ("scorers", ["add_one", "gate_gradient", "head_gate", 'metric: "nll"', "last_queries: 64"]),
         ("models", ["smollm2-135m-instruct", "Apache-2.0"]),
     ],
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_ls(subparsers: Subparsers) -> None:
-    """``swaa ls policies|scores|tasks|models``"""
+    """``swaa ls policies|scores|scorers|tasks|models``"""
     parser = subparsers.add_parser("ls", help="list what there is")
     parser.add_argument("what", choices=sorted(LISTINGS))
     parser.add_argument("--markdown", action="store_true", help="policies as the tables of docs/policies.md")
@@ -82,14 +82,23 @@ def list_scores() -> list[tuple[str, ...]]:
     return [(kind.__name__, _summary(kind).replace("`", ""), repr(kind.examples()[0])) for kind in classes]
 
 
+def list_scorers() -> list[tuple[str, ...]]:
+    """Name, meaning and parameters (with their defaults) of each scorer of a search."""
+    from swaa.search.scorers import get_scorer, scorer_names
+
+    found = []
+    for name in scorer_names():
+        scorer = get_scorer(name)
+        meaning = _summary(scorer).replace("`", "")
+        found.append((name, "heads" if scorer.by_head else "layers", f"{meaning}\n{_parameters(scorer)}".rstrip()))
+    return found
+
+
 def list_tasks() -> list[tuple[str, ...]]:
     """Name, meaning and parameters (with their defaults) of each task."""
     from swaa.tasks import get_task, task_names
 
-    def parameters(task: type) -> str:
-        return ", ".join(f"{field.name}: {_default(field)}" for field in dataclasses.fields(task))
-
-    return [(name, f"{_summary(get_task(name))}\n{parameters(get_task(name))}") for name in task_names()]
+    return [(name, f"{_summary(get_task(name))}\n{_parameters(get_task(name))}") for name in task_names()]
 
 
 def list_models() -> list[tuple[str, ...]]:
@@ -114,6 +123,11 @@ def fetch(args: argparse.Namespace) -> int:
     return 0
 
 
+def _parameters(kind: type) -> str:
+    """The fields of a dataclass with their defaults."""
+    return ", ".join(f"{field.name}: {_default(field)}" for field in dataclasses.fields(kind))
+
+
 def _default(field: dataclasses.Field[object]) -> str:
     """A parameter's default as YAML has it; a grader by its name alone."""
     if field.default is dataclasses.MISSING:
@@ -129,6 +143,7 @@ def _summary(documented: object) -> str:
 LISTINGS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "policies": list_policies,
     "scores": list_scores,
+    "scorers": list_scorers,
     "tasks": list_tasks,
     "models": list_models,
 }

@@ -1,0 +1,64 @@
+"""The scorer of docs/recipe-search.md, in the very file that the page shows: against a loop, and in a search."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from engine.conftest import make_model, make_tokenizer
+from hf.zoo import Architecture
+from search.probe_oracle import BASE, items_of
+from swaa.cli import main
+from swaa.policies import load_plugin
+from swaa.search.probe import Probe
+from swaa.search.scorers import parse_scorer
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docs" / "examples" / "block_influence.py"
+
+
+def test_the_page_shows_this_file() -> None:
+    blocks = re.findall(r"```python run\n(.*?)```", (ROOT / "docs/recipe-search.md").read_text(), re.DOTALL)
+    assert FILE.read_text() in blocks
+
+
+def test_it_is_what_it_says() -> None:
+    """Item by item, without padding, from the hidden states that transformers itself hands out."""
+    load_plugin(str(FILE))
+    model = Architecture("llama", {"num_hidden_layers": 3}).build()
+    items = items_of((9, 2), (7, 1), (5, 3))
+    found = parse_scorer("block_influence").score(Probe(model, items, BASE, batch_size=2))
+    expected = [0.0] * 3
+    for item in items:
+        ids = torch.tensor([[*item.ids, *item.answer_ids[:-1]]])
+        with torch.no_grad():
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        for layer in range(2):  # of the last one transformers gives no state but the normalised one
+            for place in range(len(item.ids) - 1, ids.shape[1]):
+                expected[layer] += 1 - float(cosine_similarity(states[layer][0, place], states[layer + 1][0, place], dim=0))
+    torch.testing.assert_close(torch.tensor(found[:2]), torch.tensor(expected[:2]), atol=1e-5, rtol=1e-5)
+    assert found[2] > 0
+
+
+def test_a_search_takes_it(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    file = tmp_path / "search.yaml"
+    file.write_text(f"""
+plugins: [{FILE}]
+model: {{name: {tmp_path / "model"}, device: cpu}}
+calibration: {{tasks: [{{name: needle_single}}], length: 400, num_examples: 2}}
+space: {{windows: [16], counts: [2]}}
+scorers: [block_influence]
+halving: {{num_examples: 2}}
+controls: {{random: 0}}
+test: {{tasks: [{{name: needle_single}}], lengths: [400], num_examples: 2, seed: 7}}
+decoding: {{max_new_tokens: 2}}
+""")
+    assert main(["search", str(file), "--output", str(tmp_path / "out")]) == 0
+    (choice,) = [json.loads(line) for line in (tmp_path / "out/choices.jsonl").read_text().splitlines()]
+    assert (choice["scorer"], choice["count"]) == ("block_influence", 2)
