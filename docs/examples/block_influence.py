@@ -13,7 +13,7 @@ from swaa.search.scorers import Scorer, register_scorer
 @register_scorer
 @dataclass(frozen=True)
 class BlockInfluence(Scorer):
-    """1 - cosine of what enters a layer and what leaves it, summed over the answers' tokens (ShortGPT, arXiv 2403.03853)."""
+    """1 - cosine of what enters and leaves a layer, summed over the answers' tokens (ShortGPT, arXiv 2403.03853)."""
 
     name: ClassVar[str] = "block_influence"
 

@@ -38,8 +38,9 @@ def test_it_is_what_it_says() -> None:
         with torch.no_grad():
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
         for layer in range(2):  # of the last one transformers gives no state but the normalised one
+            before, after = states[layer][0], states[layer + 1][0]
             for place in range(len(item.ids) - 1, ids.shape[1]):
-                expected[layer] += 1 - float(cosine_similarity(states[layer][0, place], states[layer + 1][0, place], dim=0))
+                expected[layer] += 1 - float(cosine_similarity(before[place], after[place], dim=0))
     torch.testing.assert_close(torch.tensor(found[:2]), torch.tensor(expected[:2]), atol=1e-5, rtol=1e-5)
     assert found[2] > 0
 
