@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.conftest import make_model, make_tokenizer
+from engine.conftest import make_tokenizer
 from swaa.cli import main
 from swaa.config import load_experiment, load_search
 from swaa.engine import Interrupted, run_experiment
@@ -23,37 +23,6 @@ from swaa.hf import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import parse_policy
 from swaa.search.run import run_search
-
-SEARCH = """
-model: {{name: {model}, device: cpu}}
-calibration: {{tasks: [{{name: needle_single}}], length: 400, num_examples: 2}}
-space: {{windows: [16], sinks: [4], phases: [both], counts: [0, 1, 2, 4]}}
-scorers: [add_one, {{name: drop_one, metric: kl}}]
-budget: {{max_kv_share: 0.6}}
-halving: {{num_examples: 2, keep: 0.4}}
-controls: {{patterns: ["::2"], random: 1}}
-test: {{tasks: [{{name: needle_single}}], lengths: [400], num_examples: 3, seed: 7}}
-decoding: {{max_new_tokens: 2}}
-"""
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search on a tiny model of four layers."""
-    folder = tmp_path_factory.mktemp("search")
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
-    path = folder / "tiny.yaml"
-    path.write_text(SEARCH.format(model=folder / "model"))
-    return path
-
-
-@pytest.fixture(scope="module")
-def done(file: Path) -> Path:
-    """The folder of a search that has ended."""
-    folder = file.parent / "done"
-    run_search(load_search(file, output=folder))
-    return folder
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +32,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def table(folder: Path) -> list[dict[str, str]]:
     """The lines of ``front.csv``, without what is measured in time."""
     rows = list(csv.DictReader((folder / "front.csv").open()))
-    return [{key: value for key, value in row.items() if key != "measured_ratio"} for row in rows]
+    timed = ("measured_ratio", "bench_time_ratio", "bench_time_low", "bench_time_high")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def test_a_search_leaves_choices_fronts_and_a_card(done: Path) -> None:
@@ -113,7 +83,7 @@ def test_calibration_nll_is_that_of_the_policy_itself(file: Path, done: Path) ->
 
 
 def test_a_search_that_has_ended_measures_nothing_again(file: Path, done: Path) -> None:
-    names = ("choices.jsonl", "scores.jsonl", "validation/records.jsonl", "test/records.jsonl")
+    names = ("choices.jsonl", "scores.jsonl", "validation/records.jsonl", "test/records.jsonl", "bench/runs.jsonl")
     before = {name: (done / name).read_bytes() for name in names}
     rows = table(done)
     run_search(load_search(file, output=done))
