@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -112,6 +114,51 @@ def test_an_interrupted_search_goes_on_to_the_same_result(file: Path, done: Path
     assert choices.read_text().startswith(kept)
     assert lines(choices) == lines(done / "choices.jsonl")
     assert table(search.output) == table(done)
+
+
+def test_fresh_begins_anew_and_keeps_what_is_not_its_own(file: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, mine := tmp_path / "mine")
+    shutil.copytree(done, other := tmp_path / "other")
+    (mine / "notes.txt").write_text("my own")
+    (mine / "mine").mkdir()
+    (mine / "mine" / "search.json").write_text("{}")
+    (mine / "card.md").write_text("old")
+    (mine / "front.png").write_text("old")
+    for name in ("validation", "test", "bench", "recipes"):
+        (mine / name / "stale").write_text("old")
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    overrides = ["calibration.num_examples=1", "scorers=[add_one]", "controls.random=0", "measure.rounds=1"]
+    told = ["search", str(file), "calibration.seed=1001", *overrides, "--output", str(mine)]
+    assert main(told) == 2, "the results that are there are of another search"
+    assert (mine / "card.md").read_text() == "old"
+    assert main([*told, "--fresh"]) == 0
+    assert load_search(mine / "search.yaml").calibration.seed == 1001
+    assert {choice["scorer"] for choice in lines(mine / "choices.jsonl")} == {"add_one(metric=nll)"}
+    anew = [run["repeat"] for run in lines(mine / "bench" / "runs.jsonl") if run["kind"] == "run"]
+    assert set(anew) == {0}
+    assert (mine / "card.md").read_text().startswith("# Recipe search")
+    assert (mine / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(mine.rglob("stale"))
+    assert (mine / "notes.txt").read_text() == "my own"
+    assert (mine / "mine" / "search.json").read_text() == "{}"
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
+def test_without_matplotlib_the_card_shows_the_svg(
+    file: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"front.svg", "front.png"} <= {path.name for path in done.iterdir()}
+    shutil.copytree(done, mine := tmp_path / "mine")
+    for name in ("front.svg", "front.png"):
+        (mine / name).unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run_search(load_search(file, output=mine))
+    assert not (mine / "front.png").exists()
+    assert "![accuracy against cost](front.svg)" in (mine / "card.md").read_text()
+    root = ElementTree.parse(mine / "front.svg").getroot()
+    titles = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 3 * len(table(mine))
+    assert any(text.startswith("none w16-s4-both, chosen: ") for text in titles)
 
 
 def test_a_recipe_of_the_front_runs_as_it_is(done: Path, tmp_path: Path) -> None:

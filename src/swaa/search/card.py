@@ -86,6 +86,7 @@ def to_card(search: Search, outcome: Outcome, found: Found, second: Sequence[Sco
         _accuracy_is(outcome),
         _tested(outcome),
         f"![accuracy against cost]({plot})",
+        "Controls stand to the right of the chosen recipes that cost as much.",
         "## Chosen against controls",
         _comparisons(outcome),
         "## How each was chosen",

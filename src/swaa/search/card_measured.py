@@ -32,7 +32,7 @@ def measured(search: Search, outcome: Outcome, profile: str) -> list[str]:
         parts.append(table(head, [_row(outcome, one) for one in found.timed]))
     notes = [*_far(outcome, found, profile), *_too_slow(outcome, found)]
     for name, reason in found.left_out.items():
-        notes.append(f"{'full attention' if name == UNPOLICED else name} could not be measured: {reason}.")
+        notes.append(f"{'full attention' if name == UNPOLICED else name} could not be measured: {reason.rstrip('.')}.")
     return [*parts, *notes]
 
 
@@ -64,12 +64,12 @@ def _far(outcome: Outcome, found: Measurement, profile: str) -> list[str]:
             shares.append(timed.name)
     if times:
         told.append(
-            f"Predicted and measured time differ by more than {FAR:.0%}: {', '.join(times)}. The predictions are of "
-            f"another machine ({profile}); `swaa bench` with the baselines `full` and `floor` writes a profile of this "
-            "one, which `request.machine` takes."
+            f"Predicted and measured time differ by more than {100 * FAR:.0f} %: {', '.join(times)}. The prediction's "
+            f"profile ({profile}) does not fit this machine at this request; `swaa bench` with the baselines `full` "
+            "and `floor` fits one, which `request.machine` takes."
         )
     if shares:
-        told.append(f"Predicted and measured KV differ by more than {FAR:.0%}: {', '.join(shares)}.")
+        told.append(f"Predicted and measured KV differ by more than {100 * FAR:.0f} %: {', '.join(shares)}.")
     return told
 
 

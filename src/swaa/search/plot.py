@@ -15,7 +15,7 @@ from swaa.search.outcome import ROLES, Outcome
 STEP = 0.036
 """How far roles of like cost are set apart, as a share of the axis."""
 MARGIN = 0.08
-"""Room beside the outermost costs, as a share of what lies between them."""
+"""Room beside the outermost costs, as a share of what lies between them; to the right twice that, for controls."""
 Y_LABEL = "accuracy, % (bars: 95 % interval)"
 BEYOND = "hollow: beyond the budget"
 FRONT_LINE = "front: the most accurate at no more cost"
@@ -105,7 +105,7 @@ def _ends(costs: Collection[float]) -> tuple[float, float]:
     """The ends of an axis that shows all costs."""
     least, most = min(costs), max(costs)
     room = MARGIN * (most - least or most or 1.0)
-    return least - room, most + room
+    return least - room, most + 2 * room
 
 
 def _ticks(ends: tuple[float, float], *, whole: bool) -> tuple[float, ...]:

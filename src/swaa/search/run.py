@@ -63,7 +63,7 @@ def run_search(search: Search, *, fresh: bool = False, console: Console | None =
                 _write(search, folder, outcome, stages)  # whatever becomes of the measurement
                 winners = outcome.to_measure
                 if search.measure is not None and winners:
-                    print_line(console, f"measurement: {len(winners)} winners beside full attention")
+                    print_line(console, f"measurement: full attention, {', '.join(winners)}")
                     outcome = dataclasses.replace(outcome, measurement=measure(search, winners, console))
                     _write(search, folder, outcome, stages)
         except (StopRequested, Interrupted):
