@@ -71,6 +71,18 @@ def test_the_benchmark_is_of_the_request_on_the_searchs_model() -> None:
     assert benchmark_of(search_of(request={"length": 900}), {"one": SlidingWindow(16)}).lengths == (900,)
 
 
+@pytest.mark.parametrize(
+    ("windows", "sinks", "length", "expected"),
+    [([16, 128], [10, 4], 870, 266), ([16], [4], 100, 100), ([512], [10], 4000, 640), ([16], [0], 4000, 144)],
+)
+def test_the_check_is_as_short_as_its_windows_let_it_be(
+    windows: list[int], sinks: list[int], length: int, expected: int
+) -> None:
+    space = {"windows": windows, "sinks": sinks, "counts": [0]}
+    asked = search_of(space=space, request={"length": length})
+    assert benchmark_of(asked, {"one": SlidingWindow(16)}).check_length == expected
+
+
 def middle(values: list[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2

@@ -234,8 +234,8 @@ class Measure:
 
     Attributes:
         rounds: timed requests of each, one after another in turn; there is a warm-up before.
-        check_length: prompt tokens on which each is compared with the dense mask first; None takes at most 640, 0
-            leaves the comparison out.
+        check_length: prompt tokens on which each is compared with the dense mask first; None takes some more than the
+            widest window sees, at most 640, and 0 leaves the comparison out.
     """
 
     rounds: int = 3

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from swaa.config import Baseline, Benchmark, BenchmarkModel, Search
 from swaa.engine.bench import run_benchmark
+from swaa.engine.bench_check import DEFAULT_LENGTH
 from swaa.engine.bench_folder import RESULT
 from swaa.policies import AttentionPolicy
 from swaa.recipe import Recipe
@@ -24,6 +25,8 @@ from swaa.search.folder import BENCH
 
 UNPOLICED = "full"
 """The benchmark's row of the model without a policy: transformers' own causal attention and cache."""
+HIDDEN = 128
+"""Keys that the widest window hides from the last query of a comparison with the dense mask."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,14 @@ def benchmark_of(search: Search, winners: Mapping[str, AttentionPolicy]) -> Benc
         new_tokens=search.request_tokens,
         repeats=asked.rounds,
         prefill_chunk_size=model.prefill_chunk_size,
-        check_length=asked.check_length,
+        check_length=_check_length(search) if asked.check_length is None else asked.check_length,
     )
+
+
+def _check_length(search: Search) -> int:
+    """So few that comparing takes less than timing, and enough that every window of the space hides something."""
+    seen = max(search.space.windows) + max(search.space.sinks)
+    return min(DEFAULT_LENGTH, search.request_length, seen + HIDDEN)
 
 
 def measure(search: Search, winners: Mapping[str, AttentionPolicy], console: Console) -> Measurement:
