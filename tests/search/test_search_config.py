@@ -44,6 +44,19 @@ def test_a_search_comes_back_from_its_file(tmp_path: Path) -> None:
     assert (read(request__length=9).request_length, read(request__new_tokens=7).request_tokens) == (9, 7)
 
 
+def test_what_is_measured_comes_back_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for value, rounds in (({"rounds": 5, "check_length": 0}, 5), ({}, 3), (None, None)):
+        search = read(measure=value)
+        path.write_text(search.to_yaml())
+        assert load_search(path) == search
+        assert (search.measure and search.measure.rounds) == rounds
+    assert read().measure == read(measure={}).measure
+    assert load_search(path, ["measure.rounds=2"]).measure == read(measure={"rounds": 2}).measure
+    path.write_text(read().to_yaml())
+    assert load_search(path, ["measure=null"]).measure is None
+
+
 def test_the_search_of_the_repository_is_one(tmp_path: Path) -> None:
     search = load_search(EXPERIMENTS / "search-smollm2.yaml")
     assert [scorer.name for scorer in parse_scorers(search)] == ["add_one", "drop_one"]
@@ -76,6 +89,16 @@ def test_the_search_of_the_repository_is_one(tmp_path: Path) -> None:
         ({"controls__random": -1}, "controls.random: expected an int >= 0, got -1"),
         ({"controls__same_counts": "yes"}, "controls.same_counts: expected true or false, got 'yes'"),
         ({"scenarios__speedup": 0.5}, "scenarios.speedup: expected a number in [1, 1000], got 0.5"),
+        ({"measure__rounds": 0}, "measure.rounds: expected an int >= 1, got 0"),
+        ({"measure__rounds": 1.5}, "measure.rounds: expected an int >= 1, got 1.5"),
+        ({"measure__check_length": -1}, "measure.check_length: expected an int >= 0, got -1"),
+        ({"measure__repeats": 1}, "unknown field 'measure.repeats'."),
+        ({"measure__round": 1}, "unknown field 'measure.round'. Did you mean 'measure.rounds'?"),
+        (
+            {"measure": False},
+            "measure: expected fields such as rounds: 3, or null to measure nothing, got False. "
+            "Write measure: {rounds: 3}.",
+        ),
         ({"precision": 0}, "precision: expected a number in (0, 0.5], got 0"),
         ({"request__length": 0}, "request.length: expected an int >= 1, got 0"),
         ({"calibration": {"tasks": TASK}}, "calibration.length: this field is missing"),

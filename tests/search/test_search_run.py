@@ -7,15 +7,17 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from engine.conftest import make_model, make_tokenizer
+from engine.conftest import make_tokenizer
 from swaa.cli import main
 from swaa.config import load_experiment, load_search
 from swaa.engine import Interrupted, run_experiment
@@ -23,37 +25,6 @@ from swaa.hf import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import parse_policy
 from swaa.search.run import run_search
-
-SEARCH = """
-model: {{name: {model}, device: cpu}}
-calibration: {{tasks: [{{name: needle_single}}], length: 400, num_examples: 2}}
-space: {{windows: [16], sinks: [4], phases: [both], counts: [0, 1, 2, 4]}}
-scorers: [add_one, {{name: drop_one, metric: kl}}]
-budget: {{max_kv_share: 0.6}}
-halving: {{num_examples: 2, keep: 0.4}}
-controls: {{patterns: ["::2"], random: 1}}
-test: {{tasks: [{{name: needle_single}}], lengths: [400], num_examples: 3, seed: 7}}
-decoding: {{max_new_tokens: 2}}
-"""
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search on a tiny model of four layers."""
-    folder = tmp_path_factory.mktemp("search")
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
-    path = folder / "tiny.yaml"
-    path.write_text(SEARCH.format(model=folder / "model"))
-    return path
-
-
-@pytest.fixture(scope="module")
-def done(file: Path) -> Path:
-    """The folder of a search that has ended."""
-    folder = file.parent / "done"
-    run_search(load_search(file, output=folder))
-    return folder
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +34,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def table(folder: Path) -> list[dict[str, str]]:
     """The lines of ``front.csv``, without what is measured in time."""
     rows = list(csv.DictReader((folder / "front.csv").open()))
-    return [{key: value for key, value in row.items() if key != "measured_ratio"} for row in rows]
+    timed = ("measured_ratio", "bench_time_ratio", "bench_time_low", "bench_time_high")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def test_a_search_leaves_choices_fronts_and_a_card(done: Path) -> None:
@@ -113,7 +85,7 @@ def test_calibration_nll_is_that_of_the_policy_itself(file: Path, done: Path) ->
 
 
 def test_a_search_that_has_ended_measures_nothing_again(file: Path, done: Path) -> None:
-    names = ("choices.jsonl", "scores.jsonl", "validation/records.jsonl", "test/records.jsonl")
+    names = ("choices.jsonl", "scores.jsonl", "validation/records.jsonl", "test/records.jsonl", "bench/runs.jsonl")
     before = {name: (done / name).read_bytes() for name in names}
     rows = table(done)
     run_search(load_search(file, output=done))
@@ -142,6 +114,51 @@ def test_an_interrupted_search_goes_on_to_the_same_result(file: Path, done: Path
     assert choices.read_text().startswith(kept)
     assert lines(choices) == lines(done / "choices.jsonl")
     assert table(search.output) == table(done)
+
+
+def test_fresh_begins_anew_and_keeps_what_is_not_its_own(file: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, mine := tmp_path / "mine")
+    shutil.copytree(done, other := tmp_path / "other")
+    (mine / "notes.txt").write_text("my own")
+    (mine / "mine").mkdir()
+    (mine / "mine" / "search.json").write_text("{}")
+    (mine / "card.md").write_text("old")
+    (mine / "front.png").write_text("old")
+    for name in ("validation", "test", "bench", "recipes"):
+        (mine / name / "stale").write_text("old")
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    overrides = ["calibration.num_examples=1", "scorers=[add_one]", "controls.random=0", "measure.rounds=1"]
+    told = ["search", str(file), "calibration.seed=1001", *overrides, "--output", str(mine)]
+    assert main(told) == 2, "the results that are there are of another search"
+    assert (mine / "card.md").read_text() == "old"
+    assert main([*told, "--fresh"]) == 0
+    assert load_search(mine / "search.yaml").calibration.seed == 1001
+    assert {choice["scorer"] for choice in lines(mine / "choices.jsonl")} == {"add_one(metric=nll)"}
+    anew = [run["repeat"] for run in lines(mine / "bench" / "runs.jsonl") if run["kind"] == "run"]
+    assert set(anew) == {0}
+    assert (mine / "card.md").read_text().startswith("# Recipe search")
+    assert (mine / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(mine.rglob("stale"))
+    assert (mine / "notes.txt").read_text() == "my own"
+    assert (mine / "mine" / "search.json").read_text() == "{}"
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
+def test_without_matplotlib_the_card_shows_the_svg(
+    file: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"front.svg", "front.png"} <= {path.name for path in done.iterdir()}
+    shutil.copytree(done, mine := tmp_path / "mine")
+    for name in ("front.svg", "front.png"):
+        (mine / name).unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run_search(load_search(file, output=mine))
+    assert not (mine / "front.png").exists()
+    assert "![accuracy against cost](front.svg)" in (mine / "card.md").read_text()
+    root = ElementTree.parse(mine / "front.svg").getroot()
+    titles = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 3 * len(table(mine))
+    assert any(text.startswith("none w16-s4-both, chosen: ") for text in titles)
 
 
 def test_a_recipe_of_the_front_runs_as_it_is(done: Path, tmp_path: Path) -> None:

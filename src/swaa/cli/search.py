@@ -38,7 +38,9 @@ def search(args: argparse.Namespace) -> int:
             say(console, f"{winner.question}: nothing.{nearest}")
             continue
         one = outcome.named(winner.name)
-        cost = f"predicted time {one.costs.time_ratio:.2f}, KV {one.costs.kv_share:.2f} of full attention's"
+        timed = outcome.timed_of(one.name)
+        measured = "" if timed is None else f" (measured: {timed.time_ratio:.2f})"
+        cost = f"predicted time {one.costs.time_ratio:.2f}{measured}, KV {one.costs.kv_share:.2f} of full attention's"
         say(console, f"{winner.question}: {one.name}, accuracy {one.accuracy.value:.3f}, {cost}")
     say(console, f"Card, front and recipes: {config.output}")
     return 0

@@ -17,6 +17,7 @@ from swaa.config.search_parts import (
     Controls,
     Halving,
     HeldOut,
+    Measure,
     Request,
     Scenarios,
     Space,
@@ -43,6 +44,7 @@ class Search:
         halving: how candidates are thinned out.
         controls: what the chosen ones are tested against.
         scenarios: what the winners are asked for.
+        measure: how the winners are timed; None leaves it out.
         precision: the largest half-width of a 95 % interval of an accuracy of the test that is acceptable, in (0, 0.5];
             None asks for none.
         decoding: of the test.
@@ -61,6 +63,7 @@ class Search:
     halving: Halving = field(default_factory=Halving)
     controls: Controls = field(default_factory=Controls)
     scenarios: Scenarios = field(default_factory=Scenarios)
+    measure: Measure | None = field(default_factory=Measure)
     precision: float | None = None
     decoding: Decoding = field(default_factory=Decoding)
     batch_size: int = 4
@@ -109,6 +112,7 @@ class Search:
             "plugins": list(self.plugins),
             "model": dataclasses.asdict(self.model),
             **{name: plain(getattr(self, name)) for name in ("calibration", *_PARTS, "test")},
+            "measure": None if self.measure is None else plain(self.measure),
             "scorers": [item if isinstance(item, str) else dict(item) for item in self.scorers],
             "precision": self.precision,
             "decoding": self.decoding.to_dict(),
@@ -134,6 +138,8 @@ class Search:
         for name, part in (_PARTS | {"model": ModelConfig, "decoding": Decoding}).items():
             if name in mapping:
                 mapping[name] = build(part, mapping[name], name)
+        if mapping.get("measure") is not None:
+            mapping["measure"] = _read_measure(mapping["measure"])
         return build(cls, mapping, "")
 
 
@@ -145,3 +151,10 @@ _PARTS: dict[str, type] = {
     "controls": Controls,
     "scenarios": Scenarios,
 }
+
+
+def _read_measure(values: object) -> Measure:
+    if not isinstance(values, Mapping):
+        accepted = "fields such as rounds: 3, or null to measure nothing"
+        raise invalid("measure", accepted=accepted, got=values, mend="Write measure: {rounds: 3}.")
+    return build(Measure, values, "measure")

@@ -214,7 +214,8 @@ class Scenarios:
 
     Attributes:
         accuracy_share: the least accuracy of 'fastest' and 'smallest KV', as a share of full attention's.
-        speedup: the least predicted speed-up of 'most accurate at least so many times faster'.
+        speedup: the least predicted speed-up of 'most accurate at least so many times faster', over the model without a
+            policy.
     """
 
     accuracy_share: float = 0.9
@@ -225,6 +226,25 @@ class Scenarios:
         object.__setattr__(self, "accuracy_share", share)
         speedup = check_number("Scenarios.speedup", self.speedup, low=1, high=1000)
         object.__setattr__(self, "speedup", speedup)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the winners are timed beside full attention, at the request that costs are predicted of.
+
+    Attributes:
+        rounds: timed requests of each, one after another in turn; there is a warm-up before.
+        check_length: prompt tokens on which each is compared with the dense mask first; None takes some more than the
+            widest window sees, at most 640, and 0 leaves the comparison out.
+    """
+
+    rounds: int = 3
+    check_length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("Measure.rounds", self.rounds, minimum=1)
+        if self.check_length is not None:
+            check_whole("Measure.check_length", self.check_length, minimum=0)
 
 
 def plain(part: object) -> dict[str, object]:

@@ -1,16 +1,17 @@
-"""What a search writes for its reader: the card, the table of the fronts, the plot."""
+"""What a search writes for its reader: the card, and the table of the fronts."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from swaa.config import Search
 from swaa.report.paired import Paired
 from swaa.report.stats import Estimate
 from swaa.search.budget import KINDS, limits
+from swaa.search.card_measured import measured
+from swaa.search.cells import number, table
 from swaa.search.choosing import Found
 from swaa.search.folder import recipe_file
 from swaa.search.halving import Scored
@@ -19,15 +20,10 @@ from swaa.search.outcome import Outcome, Tested
 COLUMNS = (
     *("recipe", "role", "fronts", "full_layers", "time_ratio", "kv_share", "within_budget", "n"),
     *("accuracy", "accuracy_low", "accuracy_high", "nll", "difference", "difference_low", "difference_high"),
-    *("p", "p_holm", "measured_ratio", "calibration_nll", "validation_nll", "validation_accuracy"),
+    *("p", "p_holm", "measured_ratio", "bench_time_ratio", "bench_time_low", "bench_time_high", "bench_kv_share"),
+    *("calibration_nll", "validation_nll", "validation_accuracy"),
     *("window", "sinks", "phase", "units", "chosen_by", "file"),
 )
-AXES = {
-    "full_layers": "units with full attention",
-    "time_ratio": "predicted time over full attention's",
-    "kv_share": "KV kept over full attention's",
-}
-COLOURS = {"full attention": "black", "chosen": "#2463a8", "fixed pattern": "#d9822b", "random set": "#9aa5b1"}
 
 
 def to_csv(outcome: Outcome) -> str:
@@ -56,6 +52,10 @@ def _row(one: Tested, outcome: Outcome) -> dict[str, object]:
         "p_holm": None if one.against_full is None else one.against_full.p_holm,
         "measured_ratio": one.measured_ratio,
     }
+    timed = outcome.timed_of(one.name)
+    if timed is not None:
+        row |= {"bench_time_ratio": timed.time_ratio, "bench_kv_share": timed.kv_share}
+        row |= dict(zip(("bench_time_low", "bench_time_high"), timed.ends, strict=True))
     if one.scored is not None:
         candidate = one.scored.candidate
         row |= {
@@ -73,17 +73,20 @@ def _ends(name: str, figure: Estimate | None) -> dict[str, object]:
     return {name: None if figure is None else figure.value, f"{name}_low": low, f"{name}_high": high}
 
 
-def to_card(search: Search, outcome: Outcome, found: Found, second: Sequence[Scored], *, plot: str | None) -> str:
+def to_card(search: Search, outcome: Outcome, found: Found, second: Sequence[Scored], *, plot: str) -> str:
     """How each recipe was chosen, in Markdown."""
     parts = [
         f"# Recipe search: {search.model.name}",
         *_asked(search, outcome, found, second),
         "## Winners",
         _winners(outcome),
+        "## Winners, measured",
+        *measured(search, outcome, found.cost_model.machine.name),
         "## What was tested",
         _accuracy_is(outcome),
         _tested(outcome),
-        *([] if plot is None else [f"![accuracy against cost]({plot})"]),
+        f"![accuracy against cost]({plot})",
+        "Controls stand to the right of the chosen recipes that cost as much.",
         "## Chosen against controls",
         _comparisons(outcome),
         "## How each was chosen",
@@ -135,30 +138,30 @@ def _accuracy_is(outcome: Outcome) -> str:
 
 
 def _tested(outcome: Outcome) -> str:
-    head = ("recipe", "role", "accuracy", "NLL", "- full attention", "full", "time", "measured", "KV", "front of")
+    head = ("recipe", "role", "accuracy", "NLL", "- full attention", "full", "time", "in the test", "KV", "front of")
     rows = [
         (
             one.name,
             one.role if one.within_budget else f"{one.role}, beyond the budget",
             _interval(one.accuracy),
-            _number(one.nll),
+            number(one.nll),
             _paired(one.against_full),
             str(one.costs.full_layers),
-            _number(one.costs.time_ratio),
-            _number(one.measured_ratio),
-            _number(one.costs.kv_share),
+            number(one.costs.time_ratio),
+            number(one.measured_ratio),
+            number(one.costs.kv_share),
             ", ".join(one.fronts) or "-",
         )
         for one in outcome.tested
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _comparisons(outcome: Outcome) -> str:
     if not outcome.comparisons:
         return "No control over the base policy of a chosen recipe was tested."
     rows = [(one.chosen, one.control, _paired(one.paired), f"{one.paired.p_holm:.3f}") for one in outcome.comparisons]
-    return _table(("chosen", "control", "difference in accuracy", "p (Holm)"), rows)
+    return table(("chosen", "control", "difference in accuracy", "p (Holm)"), rows)
 
 
 def _chosen(outcome: Outcome, found: Found) -> list[str]:
@@ -173,8 +176,8 @@ def _chosen(outcome: Outcome, found: Found) -> list[str]:
         by = ", ".join(candidate.origins) if candidate.chosen else "nothing: no unit keeps full attention"
         parts.append(
             f"**{one.name}**: `{candidate.policy!r}`\n\nChosen by {by}. Calibration NLL "
-            f"{_number(scored.calibration_nll)} nats a token, {_place(better)} of {len(rivals)} that cost as much; "
-            f"second stage: NLL {_number(scored.validation_nll)}, accuracy {_number(scored.validation_accuracy)}."
+            f"{number(scored.calibration_nll)} nats a token, {_place(better)} of {len(rivals)} that cost as much; "
+            f"second stage: NLL {number(scored.validation_nll)}, accuracy {number(scored.validation_accuracy)}."
         )
     return parts
 
@@ -184,50 +187,11 @@ def _notes(search: Search, found: Found) -> list[str]:
         "- Units and candidates were chosen on the samples of stages 1 and 2. Fronts and winners are read off the "
         "test: where several recipes are close, the best of them owes part of its lead to chance.\n"
         "- Random sets are on no front and cannot win: the luckiest of several would.\n"
-        "- Time is predicted for the request above. 'Measured' is the test's own samples, in batches of "
-        f"{search.batch_size}, over full attention's.\n"
+        "- Time is predicted for the request above, over that of the model without a policy, so full attention's is 1. "
+        f"'In the test' is the time of the test's own samples, in batches of {search.batch_size}, over those of full "
+        "attention in the test.\n"
         f"- Scoring took {found.evaluations} forward passes of a calibration sample in this session.",
     ]
-
-
-def write_plot(outcome: Outcome, path: Path, *, title: str) -> bool:
-    """Draw accuracy against each kind of cost; False, and nothing drawn, where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return False
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(1, len(KINDS), figsize=(4.6 * len(KINDS), 4.2), sharey=True, layout="constrained")
-    for axes, kind in zip(grid, KINDS, strict=True):
-        front = sorted((getattr(one.costs, kind), one.accuracy.value) for one in outcome.tested if kind in one.fronts)
-        if front:
-            axes.step(*zip(*front, strict=True), where="post", color="#2463a8", linewidth=0.8)
-        for role, colour in COLOURS.items():
-            some = [one for one in outcome.tested if one.role == role]
-            if some:
-                heights = [one.accuracy.value for one in some]
-                ends = [(_low(one.accuracy), _high(one.accuracy)) for one in some]
-                spread = [[y - low for y, (low, _) in zip(heights, ends, strict=True)]]
-                spread.append([high - y for y, (_, high) in zip(heights, ends, strict=True)])
-                places = [getattr(one.costs, kind) for one in some]
-                axes.errorbar(places, heights, spread, fmt="o", markersize=4, color=colour, label=role, linewidth=0.7)
-        axes.set_xlabel(AXES[kind])
-    grid[0].set_ylabel("accuracy")
-    grid[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return True
-
-
-def _low(figure: Estimate) -> float:
-    return figure.value if figure.low is None else min(figure.low, figure.value)
-
-
-def _high(figure: Estimate) -> float:
-    return figure.value if figure.high is None else max(figure.high, figure.value)
 
 
 def _interval(figure: Estimate) -> str:
@@ -243,14 +207,5 @@ def _paired(paired: Paired | None) -> str:
     return f"{figure.value:+.3f}{ends}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _place(better: int) -> str:
     return "the best" if not better else f"number {better + 1}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

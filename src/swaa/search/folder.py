@@ -5,9 +5,10 @@ scores.jsonl      what was measured on calibration samples (:class:`~swaa.search
 choices.jsonl     one line for each base policy, scorer and count: the units that were chosen, and their NLL
 validation/       the second stage, a run as ``swaa run`` leaves it
 test/             the third
+bench/            the winners timed beside the model without a policy, as ``swaa bench`` leaves it
 search.json       everything: candidates of all stages, controls, comparisons, winners
 front.csv         a line for each recipe that was tested
-front.png         accuracy against each kind of cost, where matplotlib is installed
+front.svg, .png   accuracy against each kind of cost; the second where matplotlib is installed
 recipes/          an experiment for each recipe of a front, which ``swaa run`` takes unchanged
 card.md           how each was chosen
 """
@@ -26,8 +27,9 @@ from swaa.jsonlines import read_lines
 from swaa.search.choices import Unit
 
 SEARCH, SCORES, CHOICES = "search.yaml", "scores.jsonl", "choices.jsonl"
-RESULT, FRONT, PLOT, CARD = "search.json", "front.csv", "front.png", "card.md"
-VALIDATION, TEST, RECIPES = "validation", "test", "recipes"
+RESULT, FRONT, CARD = "search.json", "front.csv", "card.md"
+PLOT, PNG = "front.svg", "front.png"
+VALIDATION, TEST, BENCH, RECIPES = "validation", "test", "bench", "recipes"
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class SearchFolder(ResumableFolder):
 
     def _begin(self) -> None:
         if self._fresh:
-            self._delete(SEARCH, SCORES, CHOICES, RESULT, FRONT, PLOT, CARD)
-            for name in (VALIDATION, TEST, RECIPES):
+            self._delete(SEARCH, SCORES, CHOICES, RESULT, FRONT, PLOT, PNG, CARD)
+            for name in (VALIDATION, TEST, BENCH, RECIPES):
                 shutil.rmtree(self.path / name, ignore_errors=True)
         self._drop_torn_line(CHOICES)
         self._check_same()
@@ -109,7 +111,8 @@ class SearchFolder(ResumableFolder):
 def differences(before: Search, now: Search) -> list[str]:
     """What changed between two searches that makes their results incomparable, a line each.
 
-    Space, scorers, budget, controls and how many are tested may change: what is on record stays true.
+    Space, scorers, budget, controls and how many are tested may change: what is on record stays true. So may the
+    request: costs are predicted anew, and the winners measured anew.
     """
     old, new = before.to_dict(), now.to_dict()
     pairs = [*_parts("model", old, new), *_parts("calibration", old, new), *_parts("decoding", old, new)]

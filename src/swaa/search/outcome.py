@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swaa.config import Scenarios
+from swaa.policies import AttentionPolicy
 from swaa.report import Record
 from swaa.report.paired import Paired, compare_paired, holm
 from swaa.report.rows import METRICS, Answers, answers
@@ -15,6 +16,7 @@ from swaa.report.stats import Estimate, bootstrap, example_means, mean, share
 from swaa.search.budget import KINDS, Costs
 from swaa.search.front import pareto
 from swaa.search.halving import Scored
+from swaa.search.measure import Measurement, Timed
 
 ROLES = ("full attention", "chosen", "fixed pattern", "random set")
 
@@ -32,8 +34,8 @@ class Tested:
         accuracy: mean over samples of the grader's score, or of teacher-forced exactness where nothing was generated.
         nll: of the right answers, in nats a token; None where they were not teacher-forced.
         against_full: the difference in accuracy to full attention on the same samples; None for full attention itself.
-        measured_ratio: time of the test's own samples over full attention's, prefill and the request's new tokens; None
-            where it was not measured.
+        measured_ratio: time of the test's own samples over those of full attention in the test, prefill and the
+            request's new tokens; None where it was not measured.
         fronts: the kinds of cost on whose front it stands.
     """
 
@@ -71,11 +73,13 @@ class Winner:
         question: what was asked for.
         name: of the recipe; None where nothing answers.
         nearest: where nothing does, what comes nearest.
+        speedup: the least predicted speed-up that was asked for; None where none was.
     """
 
     question: str
     name: str | None
     nearest: str | None = None
+    speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Outcome:
         winners: of the scenarios.
         metric: what accuracy is: ``score`` or ``forced``.
         num_samples: of the test.
+        measurement: of the winners; None where none was made.
     """
 
     tested: tuple[Tested, ...]
@@ -96,10 +101,22 @@ class Outcome:
     winners: tuple[Winner, ...]
     metric: str
     num_samples: int
+    measurement: Measurement | None = None
 
     def named(self, name: str) -> Tested:
         """The tested recipe of that name."""
         return next(one for one in self.tested if one.name == name)
+
+    def timed_of(self, name: str) -> Timed | None:
+        """The measured time of a recipe; None where it was not measured."""
+        return None if self.measurement is None else self.measurement.of(name)
+
+    @property
+    def to_measure(self) -> dict[str, AttentionPolicy]:
+        """The recipes that have won anything, each once, by name; full attention is what they are measured beside."""
+        won = dict.fromkeys(winner.name for winner in self.winners if winner.name is not None)
+        found = {name: self.named(name).scored for name in won}
+        return {name: scored.candidate.policy for name, scored in found.items() if scored is not None}
 
     def is_ready(self, one: Tested) -> bool:
         """Does a recipe get a file of its own: is it on a front, or has it won?"""
@@ -113,6 +130,7 @@ class Outcome:
             "tested": [_plain(one) for one in self.tested],
             "comparisons": [dataclasses.asdict(one) for one in self.comparisons],
             "winners": [dataclasses.asdict(one) for one in self.winners],
+            "measurement": None if self.measurement is None else self.measurement.to_dict(),
         }
 
 
@@ -177,16 +195,20 @@ def winners_of(tested: Sequence[Tested], scenarios: Scenarios) -> tuple[Winner, 
     quickest = min(able, key=lambda one: one.costs.time_ratio, default=None)
     no_accuracy = None if best is None else f"{best.name}, accuracy {best.accuracy.value:.3f} of {least:.3f}"
     no_speed = None if quickest is None else f"{quickest.name}, {1 / quickest.costs.time_ratio:.2f} times"
-    found: list[tuple[str, Tested | None, str | None]] = [
-        (f"fastest with {fair}", min(good, key=lambda one: _cheapest(one, "time_ratio"), default=None), no_accuracy),
-        (f"most accurate at least {scenarios.speedup:g} times faster", max(fast, key=_quality, default=None), no_speed),
-        (f"smallest KV with {fair}", min(good, key=lambda one: _cheapest(one, "kv_share"), default=None), no_accuracy),
-        ("most accurate within the budget", best, None),
-    ]
-    return tuple(
-        Winner(question, None, nearest) if one is None else Winner(question, one.name)
-        for question, one, nearest in found
+    fastest = min(good, key=lambda one: _cheapest(one, "time_ratio"), default=None)
+    accurate = max(fast, key=_quality, default=None)
+    smallest = min(good, key=lambda one: _cheapest(one, "kv_share"), default=None)
+    asked = scenarios.speedup
+    return (
+        _winner(f"fastest with {fair}", fastest, no_accuracy),
+        _winner(f"most accurate at least {asked:g} times faster", accurate, no_speed, speedup=asked),
+        _winner(f"smallest KV with {fair}", smallest, no_accuracy),
+        _winner("most accurate within the budget", best, None),
     )
+
+
+def _winner(question: str, one: Tested | None, nearest: str | None, *, speedup: float | None = None) -> Winner:
+    return Winner(question, one.name if one else None, None if one else nearest, speedup)
 
 
 def _cheapest(one: Tested, kind: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""A search from beginning to end: choose, halve, test, and write what was found."""
+"""A search from beginning to end: choose, halve, test, write what was found, and measure the winners."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from swaa.engine.progress import print_line
 from swaa.policies import FullAttention
 from swaa.report import read_run
 from swaa.search.budget import CostModel, excess
-from swaa.search.card import to_card, to_csv, write_plot
+from swaa.search.card import to_card, to_csv
 from swaa.search.choosing import Found, check_precision, find, parse_scorers, test_of
-from swaa.search.folder import CARD, FRONT, PLOT, RESULT, VALIDATION, SearchFolder, recipe_file
+from swaa.search.folder import CARD, FRONT, PLOT, PNG, RESULT, VALIDATION, SearchFolder, recipe_file
 from swaa.search.halving import FULL, Scored, after_calibration, after_validation, validate
+from swaa.search.measure import measure
 from swaa.search.outcome import Entry, Outcome, Tested, judge
+from swaa.search.plot import panels_of, to_svg
+from swaa.search.plot_png import write_png
 from swaa.search.space import Candidate, all_units, bases, fixed, merged, patterned, randomly
 
 Stages = tuple[Found, Sequence[Scored], Sequence[Scored]]
@@ -56,12 +59,18 @@ def run_search(search: Search, *, fresh: bool = False, console: Console | None =
                 third = after_validation(second, search.halving.keep, search.halving.metric)
                 print_line(console, f"test: {len(third)} candidates, and controls")
                 outcome = _test(search, third, found.cost_model, console)
+                stages = found, second, third
+                _write(search, folder, outcome, stages)  # whatever becomes of the measurement
+                winners = outcome.to_measure
+                if search.measure is not None and winners:
+                    print_line(console, f"measurement: full attention, {', '.join(winners)}")
+                    outcome = dataclasses.replace(outcome, measurement=measure(search, winners, console))
+                    _write(search, folder, outcome, stages)
         except (StopRequested, Interrupted):
             raise Interrupted(
                 f"Interrupted; what was measured is kept in {folder.path}. "
                 "Run the same command again to go on from there."
             ) from None
-        _write(search, folder, outcome, (found, second, third))
         return outcome
 
 
@@ -132,8 +141,10 @@ def _write(search: Search, folder: SearchFolder, outcome: Outcome, stages: Stage
     }
     folder.write(RESULT, f"{json.dumps(result, ensure_ascii=False, indent=1)}\n")
     folder.write(FRONT, to_csv(outcome))
-    drawn = write_plot(outcome, folder.path / PLOT, title=search.model.name)
-    folder.write(CARD, to_card(search, outcome, found, second, plot=PLOT if drawn else None))
+    panels = panels_of(outcome, unit=search.space.unit, units=len(all_units(search.space, found.cost_model.shape)))
+    folder.write(PLOT, to_svg(panels, title=search.model.name))
+    write_png(panels, folder.path / PNG, title=search.model.name)
+    folder.write(CARD, to_card(search, outcome, found, second, plot=PLOT))
 
 
 def experiment_of(search: Search, one: Tested) -> Experiment:
