@@ -17,9 +17,15 @@ from swaa.compiler import program
 from swaa.compiler.plan import Job, KernelPlan, choose_kernel
 from swaa.config import load_search
 from swaa.hf import apply_policy
+from swaa.hf.loading import load
 from swaa.policies import LayerPolicy
+from swaa.search.calibration import calibration_items
 from swaa.search.choosing import Found, find, parse_scorers
 from swaa.search.folder import SearchFolder
+from swaa.search.gates import gate_gradients
+from swaa.search.probe import Probe
+from swaa.search.space import Base
+from swaa.tasks import task_from_dict
 
 SEARCH = """
 model: {{name: {model}, device: cpu}}
@@ -77,6 +83,22 @@ def test_the_search_runs_on_the_kernel_asked_for(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(program, "choose_kernel", watched)
     first_stage(saved(tmp_path), "model.kernel=dense", "scorers=[add_one,gate_gradient]")
     assert set(requested) == {"dense"}
+
+
+def test_a_search_for_heads_leaves_recipes_that_run(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    space = ["space.unit=heads", "space.counts=[3]", "scorers=[head_gate]"]
+    assert main(["search", str(saved(tmp_path)), *space, "--output", str(folder)]) == 0
+    rows = list(csv.DictReader((folder / "front.csv").open()))
+    (row,) = [row for row in rows if row["role"] == "chosen"]
+    model, tokenizer = load(tmp_path / "model")
+    tasks = [task_from_dict({"name": "needle_single"})]
+    items = calibration_items(tasks, tokenizer, length=400, num_examples=2, seed=1000)
+    slopes = gate_gradients(Probe(model, items, Base(16, 4, "both").policy), at=0, by_head=True).mean(0)
+    order = sorted((float(slopes[layer, head]), layer, head) for layer in range(4) for head in range(4))
+    assert row["units"].split() == sorted(f"{layer}.{head}" for _, layer, head in order[:3])
+    recipe = next(row["file"] for row in rows if row["file"])
+    assert main(["run", str(folder / recipe), "num_examples=1", "--output", str(tmp_path / "run")]) == 0
 
 
 def test_a_search_in_bfloat16_from_beginning_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
