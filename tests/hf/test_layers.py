@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf.zoo import BY_TYPE
-from swaa.hf.layers import beginning_after, decoder_layers, keeping_outputs
+from swaa.hf.layers import beginning_after, decoder_layers, ending_after, keeping_outputs
 
 IDS = torch.tensor([[5, 9, 3, 17, 8, 8], [4, 4, 11, 30, 2, 7]])
 
@@ -104,6 +104,26 @@ def test_the_layers_are_back_after_an_error() -> None:
     assert list(layers) == original
     assert set(model.state_dict()) == names
     assert not any(layer._forward_hooks for layer in layers)
+
+
+@pytest.mark.parametrize("until", [0, 1, 2])
+def test_a_pass_that_ends_early_gives_what_a_layer_gives(until: int) -> None:
+    model: Any = BY_TYPE["llama"].build()
+    layers, kept, found, ran = layers_of(model), dict[int, Any](), list[Any](), list[int]()
+    with keeping_outputs(layers, [until], kept):
+        model(input_ids=IDS, use_cache=False)
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    with ending_after(layers, until, found):
+        model(input_ids=IDS, use_cache=False)
+    (output,) = found
+    assert torch.equal(output, kept[until])
+    assert ran == list(range(until + 1))
+    with pytest.raises(KeyError), ending_after(layers, until, found):  # the model's own errors stay
+        raise KeyError
+    ran.clear()
+    model(input_ids=IDS, use_cache=False)
+    assert ran == [0, 1, 2], "the next pass goes to its end"
 
 
 class Gives(nn.Module):

@@ -105,7 +105,7 @@ def test_sharing_prefixes_gives_what_whole_passes_give(architecture: str) -> Non
         for layer in EVERY:
             chosen = frozenset(reference) ^ {layer}
             torch.testing.assert_close(shared.nll(chosen), whole.nll(chosen), atol=1e-5, rtol=1e-5)
-    assert shared.evaluations < whole.evaluations, "nothing was shared"
+    assert shared._kept.kept_layers == (0, 1), "nothing was shared"
     assert len({float(shared.nll([layer])[0]) for layer in EVERY}) == LAYERS
 
 
@@ -137,26 +137,47 @@ def test_little_memory_keeps_some_layers_only() -> None:
         assert probe._kept.kept_layers == kept
 
 
-def test_a_model_whose_layers_hand_things_past_each_other_shares_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Gemma 3n's last layers read the keys of earlier ones."""
-    kinds = ["sliding_attention", "full_attention"] * 2
-    model = Architecture(
+def gemma3n(layers: int, readers: int) -> PreTrainedModel:
+    """Its last layers read the keys of earlier ones: of the last that have their own, one of each kind."""
+    kinds = ["sliding_attention", "full_attention"] * (layers // 2)
+    return Architecture(
         "gemma3n_text",
         {
-            "num_kv_shared_layers": 1,
-            "num_hidden_layers": 4,
+            "num_kv_shared_layers": readers,
+            "num_hidden_layers": layers,
             "sliding_window": 7,
             "layer_types": kinds,
             "vocab_size_per_layer_input": 40,
             "hidden_size_per_layer_input": 8,
             "laurel_rank": 4,
-            "activation_sparsity_pattern": [0.0] * 4,
+            "activation_sparsity_pattern": [0.0] * layers,
         },
     ).build()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("layers", "readers"), [(4, 1), (8, 2), (8, 3)])
+def test_a_model_whose_layers_hand_things_past_each_other_shares_nothing(
+    layers: int, readers: int, interrupted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where those that hand and those that read are all in the upper half; and after a proof that was cut off."""
+    model, ran = gemma3n(layers, readers), list[int]()
     probe, whole = Probe(model, ITEMS, BOTH), Probe(model, ITEMS, BOTH, memory=0)
     probe.start_from([])
+    if interrupted:
+
+        def cut(*_: object) -> None:
+            ran.append(1)
+            if len(ran) == 2:  # the first was the reference's own pass
+                raise KeyboardInterrupt
+
+        hook = model.model.layers[3].register_forward_hook(cut)  # type: ignore[index, union-attr]
+        with pytest.raises(KeyboardInterrupt):
+            probe.nll([layers - 2])
+        hook.remove()
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(probe.nll([2]), whole.nll([2]))
+        for layer in range(layers):
+            assert torch.equal(probe.nll([layer]), whole.nll([layer])), layer
     assert caplog.text.count("its layers cannot run apart") == 1
 
 

@@ -196,8 +196,9 @@ def test_every_look_at_attention_runs_on_the_kernel_asked_for(kernel: str, monke
     assert probe.subject != auto.subject
 
 
-def test_a_kernel_without_a_backward_pass_is_refused_before_it_runs() -> None:
+def test_a_kernel_without_a_backward_pass_is_refused_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Probe(phi(), ITEMS, BASE, kernel="flex")
+    monkeypatch.setattr(program, "choose_kernel", None)  # no layer comes to asking for one
     with pytest.raises(UserError, match="kernel: 'flex' was asked for, but FlexAttention has no backward pass on CPU"):
         GateGradient().score(probe)
     assert probe.evaluations == 0

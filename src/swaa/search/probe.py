@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -31,7 +32,7 @@ from swaa.reading import check_choice, check_items, check_whole
 from swaa.search.book import ScoreBook
 from swaa.search.calibration import Item, ItemBatch, make_batches
 from swaa.search.choices import Choice, Unit, layer_of, policy_of
-from swaa.search.prefix import KeptStates
+from swaa.search.prefix import KeptStates, is_close
 
 log = logging.getLogger(__name__)
 
@@ -266,14 +267,20 @@ class Probe:
             self._run(self.all_layers, keep=self._reference == self.all_layers)
 
     def _prove_sharing(self, batch: ItemBatch, index: int, logits_BAV: Tensor) -> None:
-        """Some models hand things past their layers (keys of an earlier layer, say): with these, nothing is shared."""
+        """Some models hand things past their layers (keys of an earlier layer, say): with these, nothing is shared.
+
+        Every piece of the model between two layers that are kept runs alone, so that none leans on what is below it.
+        """
         kept, reason = self._kept.kept_layers, "they depend on more than the one before"
-        first = kept[len(kept) // 2] + 1
-        self._proven = True
         try:
-            with self._kept.sharing(index, first):
-                again_BAV = self.logits(batch, layers=self.num_layers - first)
-            if torch.allclose(again_BAV, logits_BAV, atol=1e-3 * float(logits_BAV.abs().max()), rtol=0.0):
+            apart = True
+            for layer, until in itertools.pairwise(kept):
+                apart = apart and self._kept.gives_again(index, layer, until, lambda: self.logits(batch))
+                self.spend(len(batch) * (until - layer))
+            with self._kept.sharing(index, kept[-1] + 1):
+                again_BAV = self.logits(batch, layers=self.num_layers - kept[-1] - 1)
+            if apart and is_close(again_BAV, logits_BAV):
+                self._proven = True
                 return
         except Exception as error:  # whatever a model's own code raises where it misses what a layer below leaves
             reason = repr(error)
