@@ -15,11 +15,11 @@ from swaa.search.calibration import Item
 
 NAME = "gate_oracle"
 _gates: list[list[float]] = []
-_prompt: list[int] = []
+_prompt: list[float] = []
 
 
 @contextmanager
-def gated(model: nn.Module, gates: Sequence[Sequence[float]], prompt: int) -> Iterator[None]:
+def gated(model: nn.Module, gates: Sequence[Sequence[float]], prompt: float) -> Iterator[None]:
     """Inside the block every head gives ``g * full + (1 - g) * base``; gates[layer][head]."""
     before = model.config._attn_implementation  # type: ignore[union-attr]
     model.set_attn_implementation(NAME)  # type: ignore[operator]
@@ -51,24 +51,25 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
-def nll(model: nn.Module, item: Item, gates: Sequence[Sequence[float]]) -> float:
+def nll(model: nn.Module, item: Item, gates: Sequence[Sequence[float]], phases: bool) -> float:
     """Mean answer NLL of a float64 model with these gates."""
     ids = [*item.ids, *item.answer_ids[:-1]]
-    with gated(model, gates, len(item.ids)), torch.no_grad():
+    with gated(model, gates, len(item.ids) if phases else float("inf")), torch.no_grad():
         rows = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
     start = len(item.ids) - 1
     return -sum(float(rows[start + n, token]) for n, token in enumerate(item.answer_ids)) / len(item.answer_ids)
 
 
-def slope(model: nn.Module, item: Item, at: float, which: Sequence[tuple[int, int]], step: float = 1e-4) -> float:
-    """d NLL / d gate, where the gates of these (layer, head) move together."""
+def slope(model: nn.Module, item: Item, at: float, which: Sequence[tuple[int, int]], *, phases: bool = True) -> float:
+    """d NLL / d gate, where the gates of these (layer, head) move together; ``phases``: answers see everything."""
+    step = 1e-4
     config: Any = model.config
     found = []
     for sign in (1, -1):
         gates = [[at] * config.num_attention_heads for _ in range(config.num_hidden_layers)]
         for layer, head in which:
             gates[layer][head] += sign * step
-        found.append(nll(model, item, gates))
+        found.append(nll(model, item, gates, phases))
     return (found[0] - found[1]) / (2 * step)
 
 

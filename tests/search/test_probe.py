@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import tempfile
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from swaa.errors import UserError
 from swaa.search.book import ScoreBook
 from swaa.search.choices import Unit, first_difference, in_order, policy_of
 from swaa.search.probe import METRICS, Probe
+from swaa.search.scorers import parse_scorer
 
 LAYERS, HEADS = 3, 4
 EVERY = range(LAYERS)
@@ -102,7 +105,7 @@ def test_sharing_prefixes_gives_what_whole_passes_give(architecture: str) -> Non
         for layer in EVERY:
             chosen = frozenset(reference) ^ {layer}
             torch.testing.assert_close(shared.nll(chosen), whole.nll(chosen), atol=1e-5, rtol=1e-5)
-    assert shared.evaluations < whole.evaluations, "nothing was shared"
+    assert shared._kept.kept_layers == (0, 1), "nothing was shared"
     assert len({float(shared.nll([layer])[0]) for layer in EVERY}) == LAYERS
 
 
@@ -134,26 +137,47 @@ def test_little_memory_keeps_some_layers_only() -> None:
         assert probe._kept.kept_layers == kept
 
 
-def test_a_model_whose_layers_hand_things_past_each_other_shares_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Gemma 3n's last layers read the keys of earlier ones."""
-    kinds = ["sliding_attention", "full_attention"] * 2
-    model = Architecture(
+def gemma3n(layers: int, readers: int) -> PreTrainedModel:
+    """Its last layers read the keys of earlier ones: of the last that have their own, one of each kind."""
+    kinds = ["sliding_attention", "full_attention"] * (layers // 2)
+    return Architecture(
         "gemma3n_text",
         {
-            "num_kv_shared_layers": 1,
-            "num_hidden_layers": 4,
+            "num_kv_shared_layers": readers,
+            "num_hidden_layers": layers,
             "sliding_window": 7,
             "layer_types": kinds,
             "vocab_size_per_layer_input": 40,
             "hidden_size_per_layer_input": 8,
             "laurel_rank": 4,
-            "activation_sparsity_pattern": [0.0] * 4,
+            "activation_sparsity_pattern": [0.0] * layers,
         },
     ).build()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("layers", "readers"), [(4, 1), (8, 2), (8, 3)])
+def test_a_model_whose_layers_hand_things_past_each_other_shares_nothing(
+    layers: int, readers: int, interrupted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where those that hand and those that read are all in the upper half; and after a proof that was cut off."""
+    model, ran = gemma3n(layers, readers), list[int]()
     probe, whole = Probe(model, ITEMS, BOTH), Probe(model, ITEMS, BOTH, memory=0)
     probe.start_from([])
+    if interrupted:
+
+        def cut(*_: object) -> None:
+            ran.append(1)
+            if len(ran) == 2:  # the first was the reference's own pass
+                raise KeyboardInterrupt
+
+        hook = model.model.layers[3].register_forward_hook(cut)  # type: ignore[index, union-attr]
+        with pytest.raises(KeyboardInterrupt):
+            probe.nll([layers - 2])
+        hook.remove()
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(probe.nll([2]), whole.nll([2]))
+        for layer in range(layers):
+            assert torch.equal(probe.nll([layer]), whole.nll([layer])), layer
     assert caplog.text.count("its layers cannot run apart") == 1
 
 
@@ -224,8 +248,95 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(UserError, match=r"item item-0: it has 129 tokens, and the model's context is 128"):
         Probe(llama(), items_of((120, 10)), BASE)
     model = BY_TYPE["llama"].build()
-    with swaa.apply_policy(model, BASE), pytest.raises(UserError, match="expected one without a policy on it"):
+    mend = "Remove it, or apply FullAttention\\(\\) on top."
+    with (
+        swaa.apply_policy(model, SlidingWindow(3), "SoftCap(9.0)"),
+        pytest.raises(
+            UserError, match=rf"without a policy on it, .* got SlidingWindow\(3\) with SoftCap\(9.0\). {mend}"
+        ),
+    ):
         Probe(model, ITEMS, BASE)
+    with (
+        swaa.apply_policy(model, FullAttention(), "SoftCap(9.0)"),
+        pytest.raises(UserError, match=r"got FullAttention\(\) with SoftCap\(9.0\). Remove"),
+    ):
+        Probe(model, ITEMS, BASE)
+
+
+def test_full_attention_on_top_of_another_policy_is_no_policy() -> None:
+    model = BY_TYPE["llama"].build()
+    with swaa.apply_policy(model, SlidingWindow(2)), swaa.apply_policy(model, FullAttention(), kernel="dense"):
+        probe = Probe(model, ITEMS, BASE)
+        probe.start_from([])
+        check(probe, [1], "nll")
+        check(probe, [1], "kl")
+        assert probe.subject == Probe(llama(), ITEMS, BASE).subject
+        assert swaa.saved_policy(model.config) == FullAttention()
+
+
+def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
+    model = BY_TYPE["llama"].build()
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.inf  # type: ignore[index, operator, union-attr]
+    probe = Probe(model, ITEMS, BASE, book=ScoreBook(tmp_path / "book.jsonl"))
+    message = r"item item-0: its nll is not finite under \(SlidingWindow\(3\) .*, in float32. Check the weights, or set"
+    with pytest.raises(UserError, match=message):
+        probe.nll([1])
+    with pytest.raises(UserError, match=r"item item-2: its own is not finite"):
+        probe.remembered("own", lambda: torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, torch.nan], [torch.nan, 0.0]]))
+    assert len(ScoreBook(tmp_path / "book.jsonl")) == 0
+
+
+@given(st.integers(0, 40), st.sampled_from(["add_one", "drop_one", "greedy"]), st.sampled_from(["nll", "kl"]))
+@settings(max_examples=max(6, settings.default.max_examples // 50), deadline=None)
+def test_a_scorer_cut_off_anywhere_goes_on_to_the_same_scores(passes: int, name: str, metric: str) -> None:
+    """In the same process, with what is kept, and in another one, from the book alone."""
+    scorer = parse_scorer({"name": name, "metric": metric})
+    model, left = BY_TYPE["llama"].build(), [passes]
+
+    def cut(*_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    wanted = scorer.score(Probe(llama(), ITEMS, BASE, batch_size=3))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "book.jsonl"
+        probe = Probe(model, ITEMS, BASE, batch_size=3, book=ScoreBook(path))
+        hook = model.model.layers[-1].register_forward_hook(cut)  # type: ignore[union-attr, index]
+        layers = list(model.model.layers)  # type: ignore[union-attr, arg-type]
+        with contextlib.suppress(KeyboardInterrupt):
+            scorer.score(probe)
+        hook.remove()
+        assert list(model.model.layers) == layers  # type: ignore[union-attr, arg-type]
+        assert swaa.saved_policy(model.config) is None
+        before = path.read_bytes() if path.exists() else b""
+        path.write_bytes(before + b'{"subject": "torn')
+        again = Probe(model, ITEMS, BASE, batch_size=3, book=ScoreBook(path))
+        assert again.book.path == path
+        for one in (probe, again):
+            assert scorer.score(one) == pytest.approx(wanted, abs=1e-5)
+        assert path.read_bytes().startswith(before)
+
+
+def test_two_books_of_one_file_lose_nothing(tmp_path: Path) -> None:
+    one, other = ScoreBook(tmp_path / "book.jsonl"), ScoreBook(tmp_path / "book.jsonl")
+    for place in range(20):
+        (one if place % 2 else other).add("s", "nll", frozenset([place]), torch.full((2000,), float(place)))
+    found = ScoreBook(tmp_path / "book.jsonl")
+    assert [float(value[0]) for place in range(20) if (value := found.find("s", "nll", [place])) is not None] == [
+        *map(float, range(20))
+    ]
+
+
+def test_a_book_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    book = ScoreBook(tmp_path / "file" / "book.jsonl")
+    with pytest.raises(UserError, match=r"score book .*book.jsonl: .*\. Choose another folder."):
+        book.add("s", "nll", frozenset(), torch.zeros(1))
+    assert book.find("s", "nll") is None
+    with pytest.raises(UserError, match=r"score book .*: Is a directory. Choose another folder."):
+        ScoreBook(tmp_path)
 
 
 def test_a_model_with_layers_that_do_not_attend_is_refused() -> None:

@@ -28,6 +28,7 @@ from swaa.search.scorers import (
     register_scorer,
     scorer_names,
 )
+from swaa.search.space import Base, Candidate, fixed
 
 LAYERS = 5
 ITEMS = items_of((9, 2), (7, 1))
@@ -159,33 +160,36 @@ def test_scorers_tell_how_far_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scorer", "layers", "count", "wanted"),
+    ("layers", "count", "wanted"),
     [
-        (Fixed(2, 1), 8, 4, (1, 3, 5, 7)),
-        (Fixed(4, 1), 30, 8, (1, 5, 9, 13, 17, 21, 25, 29)),
-        (Fixed(2, 0), 30, 15, tuple(range(0, 30, 2))),
-        (Fixed(4, 1), 30, 4, (1, 8, 15, 22)),
-        (Fixed(4, 1), 8, 8, tuple(range(8))),
-        (Fixed(4, 1), 8, 0, ()),
-        (Fixed(1, 0), 8, 8, tuple(range(8))),
+        (8, 4, (1, 3, 5, 7)),
+        (30, 15, tuple(range(1, 30, 2))),
+        (30, 8, (1, 5, 9, 13, 17, 21, 25, 29)),  # the paper's every fourth layer
+        (30, 4, (1, 9, 17, 25)),
+        (8, 5, (0, 2, 4, 5, 7)),  # no step gives five: the middles of fifths
+        (8, 8, tuple(range(8))),
+        (8, 1, (1,)),
+        (8, 0, ()),
     ],
 )
-def test_fixed_patterns(scorer: Fixed, layers: int, count: int, wanted: tuple[int, ...]) -> None:
+def test_fixed_patterns(layers: int, count: int, wanted: tuple[int, ...]) -> None:
     probe = Probe(model(layers), ITEMS, BASE)
-    assert scorer.choose(probe, count) == wanted
-    pattern = scorer.choose(probe, len(scorer.pattern(probe)))
-    assert scorer.score(probe) == tuple(1.0 if layer in pattern else 0.0 for layer in range(layers))
+    assert Fixed().choose(probe, count) == wanted
     assert probe.evaluations == 0
 
 
-@pytest.mark.parametrize("count", range(9))
-def test_fixed_patterns_of_any_size_have_as_many_layers(count: int) -> None:
-    probe = Probe(model(8), ITEMS, BASE)
-    for every, start in itertools.product((1, 2, 3, 4), (0, 1, 5)):
-        chosen = Fixed(every, start).choose(probe, count)
+@pytest.mark.parametrize("layers", [1, 5, 8])
+def test_fixed_layers_are_the_controls_of_a_search(layers: int) -> None:
+    probe = Probe(model(layers), ITEMS, BASE)
+    base, held = Base(3, 1, "both"), [0.0] * layers
+    for count in range(layers + 1):
+        chosen = Fixed().choose(probe, count)
+        some = Candidate(base, tuple(range(count)), ("add_one",), layers, probe.num_heads)
+        assert chosen == fixed(some, list(range(layers))).chosen
         assert len(set(chosen)) == count
-        assert list(chosen) == sorted(chosen)
-        assert all(0 <= layer < 8 for layer in chosen)  # type: ignore[operator]
+        for layer in chosen:
+            held[layer] += 1  # type: ignore[index]
+    assert Fixed().score(probe) == tuple(held)
 
 
 def test_random_sets_differ_by_seed_and_grow() -> None:
@@ -224,7 +228,10 @@ def test_a_scorer_by_name_and_back() -> None:
         (lambda: AddOne("exact"), "AddOne.metric: unknown value 'exact'."),
         (lambda: Greedy("l"), "Greedy.metric: unknown value 'l'."),
         (lambda: Random(-1), "Random.seed: expected an int >= 0, got -1. "),
-        (lambda: Fixed(0), "Fixed.every: expected an int >= 1, got 0. "),
+        (
+            lambda: parse_scorer({"name": "fixed", "every": 2}),
+            "unknown field 'fixed.every'",
+        ),
         (lambda: parse_scorer({"name": "lazy_ratio", "recent": 0}), "lazy_ratio.recent: expected an int >= 1, got 0. "),
         (lambda: parse_scorer({"name": "head_gate", "at": 0.5}), "head_gate.at: expected 0 or 1, got 0.5. "),
     ],
@@ -242,8 +249,6 @@ def test_units_that_a_model_has_not_are_refused() -> None:
             scorer.choose(probe, 6)
         with pytest.raises(UserError, match="count: expected an int >= 0, got -1"):
             scorer.choose(probe, -1)
-    with pytest.raises(UserError, match="Fixed.start: expected a layer of the model, 0 to 4, got 5"):
-        Fixed(2, 5).score(probe)
 
 
 def test_a_name_is_taken_once() -> None:

@@ -109,6 +109,11 @@ def test_the_search_of_the_repository_is_one(tmp_path: Path) -> None:
             {"space__unit": "heads", "controls__patterns": ["1::2"]},
             "controls.patterns: expected none where the unit is heads, for they name layers, got ['1::2']",
         ),
+        (
+            {"space__unit": "heads", "budget__max_full_layers": 8},
+            "budget.max_full_layers: expected none where the unit is heads, got 8. Leave it out: space.counts says how "
+            "many heads keep full attention. Or write unit: layers.",
+        ),
     ],
 )
 def test_wrong_fields_are_named(changes: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from swaa.config import Budget, Space
 from swaa.errors import UserError
 from swaa.policies import FullAttention, SlidingWindow, bind
 from swaa.search.budget import CostModel, Costs, check_met, excess
-from swaa.search.choices import Unit
+from swaa.search.choices import Unit, spread
 from swaa.search.space import (
     Base,
     Candidate,
@@ -28,7 +28,6 @@ from swaa.search.space import (
     merged,
     patterned,
     randomly,
-    spread,
 )
 
 few = settings(max_examples=settings.default.max_examples // 20)

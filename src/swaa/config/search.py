@@ -82,6 +82,10 @@ class Search:
             mend = "Leave them out, or write unit: layers."
             accepted = "none where the unit is heads, for they name layers"
             raise invalid("Search.controls.patterns", accepted=accepted, got=list(self.controls.patterns), mend=mend)
+        if self.space.unit == "heads" and self.budget.max_full_layers is not None:
+            mend = "Leave it out: space.counts says how many heads keep full attention. Or write unit: layers."
+            accepted, got = "none where the unit is heads", self.budget.max_full_layers
+            raise invalid("Search.budget.max_full_layers", accepted=accepted, got=got, mend=mend)
         object.__setattr__(self, "scorers", tuple(self.scorers))
         object.__setattr__(self, "plugins", tuple(self.plugins))
         object.__setattr__(self, "output", Path(self.output))

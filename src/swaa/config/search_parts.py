@@ -116,7 +116,7 @@ class Budget:
     """What a choice may cost; None sets no limit. All that are set hold together.
 
     Attributes:
-        max_full_layers: units that keep full attention (heads, where the unit is heads).
+        max_full_layers: layers that keep full attention; none is set where the unit is heads, which ``counts`` limits.
         max_time_ratio: predicted time of the request over full attention's.
         max_kv_share: keys and values that are kept after the prompt, over full attention's.
     """

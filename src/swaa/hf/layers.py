@@ -54,6 +54,27 @@ def beginning_after(layers: nn.ModuleList, layer: int, output: Any) -> Iterator[
             layers[index] = one
 
 
+@contextmanager
+def ending_after(layers: nn.ModuleList, layer: int, found: list[Any]) -> Iterator[None]:
+    """The block, a forward pass, ends with what this layer gives, which goes into ``found``, on the CPU."""
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        found.append(_moved(output, torch.device("cpu")))
+        raise _Enough
+
+    hook = layers[layer].register_forward_hook(end)
+    try:
+        yield
+    except _Enough:
+        return
+    finally:
+        hook.remove()
+
+
+class _Enough(Exception):
+    """A pass has come to the layer up to which it was wanted."""
+
+
 class _HandsOut(nn.Module):
     """Stands for a layer, and gives what was kept; all else that is asked of it, the layer itself answers."""
 

@@ -40,7 +40,7 @@ class ScoreBook:
             fault, mend = "is no score", "Delete the file; what was in it is measured again."
             self._values = dict(read_lines(path, _parse, fault=fault, mend=mend))
         except OSError as error:
-            raise UserError(f"score book {path}: {error.strerror}. Choose another folder.") from error
+            raise _unusable(path, error) from error
 
     def __len__(self) -> int:
         return len(self._values)
@@ -51,16 +51,28 @@ class ScoreBook:
         return None if values is None else torch.tensor(values, dtype=torch.float64)
 
     def add(self, subject: str, metric: str, chosen: Choice, values: Tensor) -> None:
-        """Keep what was measured; a value that is there already stays."""
+        """Keep what was measured; a value that is there already stays.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         key = (subject, metric, in_order(chosen))
         if key in self._values:
             return
-        self._values[key] = values.double().tolist()
+        plain = values.double().tolist()
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fields = {"subject": subject, "metric": metric, "chosen": key[2], "values": self._values[key]}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{json.dumps(fields)}\n")
+            line = json.dumps({"subject": subject, "metric": metric, "chosen": key[2], "values": plain})
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab", buffering=0) as file:  # one call: no Ctrl-C leaves half a line to write on
+                    file.write(f"{line}\n".encode())
+            except OSError as error:
+                raise _unusable(self.path, error) from error
+        self._values[key] = plain
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    return UserError(f"score book {path}: {error.strerror}. Choose another folder.")
 
 
 def _parse(line: str) -> tuple[_Key, list[Any]]:

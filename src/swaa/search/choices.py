@@ -52,3 +52,18 @@ def first_difference(one: Collection[Unit], other: Collection[Unit]) -> int | No
 def in_order(units: Iterable[Unit]) -> tuple[Unit, ...]:
     """Units by layer, then by head."""
     return tuple(sorted(units, key=lambda unit: unit if isinstance(unit, tuple) else (unit, -1)))
+
+
+def spread(size: int, count: int) -> tuple[int, ...]:
+    """Places of ``count`` of ``size`` units, evenly spaced: every n-th from the second on, where these are so many.
+
+    So the patterns of the paper (arXiv 2512.10411) come out, whose layers are 1, 3, 5 … and 1, 5, 9 …: of 30 layers, 15
+    are ``1::2`` and 8 are ``1::4``, every fourth. Where no n gives the count, each stands in the middle of its share.
+    """
+    if not count:
+        return ()
+    for step in range(1, size + 1):
+        places = tuple(range(min(1, step - 1), size, step))
+        if len(places) == count:
+            return places
+    return tuple((2 * place + 1) * size // (2 * count) for place in range(count))

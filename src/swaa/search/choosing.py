@@ -13,8 +13,10 @@ from swaa.engine.grid import context_of
 from swaa.engine.progress import make_progress, print_line
 from swaa.engine.samples import make_samples
 from swaa.errors import UserError
-from swaa.hf import model_shape
+from swaa.hf import apply_policy, model_shape
 from swaa.hf.loading import load
+from swaa.hf.spec import saved_policy, saved_scores
+from swaa.policies import FullAttention
 from swaa.reading import within
 from swaa.report.stats import wilson
 from swaa.search.book import ScoreBook
@@ -99,8 +101,7 @@ def find(search: Search, scorers: Sequence[Scorer], folder: SearchFolder, consol
         UserError: the model cannot be had or its layers cannot be switched, nothing is within the budget, samples
             cannot be made or are too few.
     """
-    config = search.model
-    model, tokenizer = load(config.name, dtype=config.dtype, device=config.device)
+    model, tokenizer = _load(search, console)
     shape = model_shape(model)
     check_counts(search.space, shape)
     for index, pattern in enumerate(search.controls.patterns):
@@ -119,7 +120,15 @@ def find(search: Search, scorers: Sequence[Scorer], folder: SearchFolder, consol
             if not counts:
                 continue
             print_line(console, f"base policy {base.policy!r}")
-            probe = Probe(model, items, base.policy, batch_size=search.batch_size, book=book, progress=progress.tell)
+            probe = Probe(
+                model,
+                items,
+                base.policy,
+                batch_size=search.batch_size,
+                book=book,
+                kernel=search.model.kernel,
+                progress=progress.tell,
+            )
             for choice in _choices(probe, base, counts, scorers, folder):
                 candidates.append(Candidate(base, choice.chosen, (choice.scorer,), shape.num_layers, shape.num_heads))
                 losses[base, choice.chosen] = choice.nll
@@ -128,6 +137,18 @@ def find(search: Search, scorers: Sequence[Scorer], folder: SearchFolder, consol
     check_met(search.budget, {one.candidate.name: one.costs for one in every})  # of heads, only now it is known
     within_budget = [one for one in every if not excess(search.budget, one.costs)]
     return Found(tuple(within_budget), cost_model, evaluations)
+
+
+def _load(search: Search, console: Console) -> tuple[Any, Any]:
+    """The model and its tokenizer; what a checkpoint brings along as its policy is off, as in an evaluation."""
+    config = search.model
+    model, tokenizer = load(config.name, dtype=config.dtype, device=config.device)
+    own, scores = saved_policy(model.config), saved_scores(model.config)
+    if own is not None:
+        apply_policy(model, FullAttention())
+        also = "" if scores is None else f" and its scores {scores!r}"
+        print_line(console, f"the checkpoint's own policy {own!r}{also} is left off: a search puts on its own")
+    return model, tokenizer
 
 
 def _choices(

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swaa.compiler.plan import Job, choose_kernel
 from swaa.hf.listening import AttentionCall, listening
 from swaa.hf.spec import PolicyOnModel, make_spec
-from swaa.policies import FullAttention
+from swaa.policies import FullAttention, SlidingWindow, bind
 from swaa.search.choices import Choice
 from swaa.search.probe import Probe, answer_nll
 
@@ -26,10 +27,15 @@ def gate_gradients(probe: Probe, *, at: int, by_head: bool) -> Tensor:
         probe: model, items and base policy.
         at: 0 (all gates closed: the base policy) or 1 (all open: full attention).
         by_head: a gate for every query head; otherwise one a layer, and H is 1.
+
+    Raises:
+        UserError: the kernel that was asked for has no backward pass on this device.
     """
+    restricted, pass_back = bind(SlidingWindow(1), 1, 1).layers[0], Job(2, 2, probe.model.device.type, needs_grad=True)
+    choose_kernel(restricted, pass_back, probe.kernel)  # refuses now what a layer would refuse after minutes
     open_layers: Choice = probe.all_layers if at else frozenset()
     other = probe.base if at else FullAttention()
-    opposite = PolicyOnModel(make_spec(other, "auto", evict=False), probe.num_layers)
+    opposite = PolicyOnModel(make_spec(other, probe.kernel, evict=False), probe.num_layers)
     gates_per_layer = probe.num_heads if by_head else 1
     found = torch.zeros(len(probe.items), probe.num_layers, gates_per_layer, dtype=torch.float64)
     with probe.under(open_layers), _frozen(probe.model):

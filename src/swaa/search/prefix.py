@@ -6,13 +6,14 @@ Shapes: B rows, S slots, E hidden size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from swaa.hf.layers import beginning_after, keeping_outputs
+from swaa.hf.layers import beginning_after, ending_after, keeping_outputs
 from swaa.search.calibration import ItemBatch
 from swaa.search.choices import Choice, first_difference
 
@@ -64,7 +65,33 @@ class KeptStates:
         which = [layer for layer in self.kept_layers if layer >= first]
         return keeping_outputs(self._layers, which, self._outputs[batch])
 
+    def gives_again(self, batch: int, layer: int, until: int, run: Callable[[], object]) -> bool:
+        """Does a pass that begins after a kept layer come to what is kept of a later one?
+
+        Args:
+            batch: its place.
+            layer, until: kept layers; those in between, and ``until``, are computed.
+            run: makes the pass.
+        """
+        assert self._layers is not None
+        found: list[Any] = []
+        with self.sharing(batch, layer + 1), ending_after(self._layers, until, found):
+            run()
+        wanted = self._outputs[batch][until]
+        pairs = zip(_tensors(found[0]), _tensors(wanted), strict=True)
+        return all(is_close(one, other) for one, other in pairs)
+
     def forget(self) -> None:
         """Keep nothing, now and later."""
         self.reference, self.kept_layers = None, ()
         self._outputs = [{} for _ in self._outputs]
+
+
+def is_close(one: Tensor, other: Tensor) -> bool:
+    """Are they the same, but for the order of sums?"""
+    return torch.allclose(one, other, atol=1e-3 * float(other.abs().max()), rtol=0.0)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Those that a layer gives."""
+    return [one for one in (output if isinstance(output, tuple) else (output,)) if isinstance(one, Tensor)]

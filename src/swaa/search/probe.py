@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -19,18 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swaa.compiler.plan import check_kernel_request
 from swaa.engine.decode import accepts
 from swaa.engine.grid import context_of
 from swaa.errors import UserError
 from swaa.hf import apply_policy, model_shape
 from swaa.hf.layers import decoder_layers
-from swaa.hf.spec import read_spec, text_config
-from swaa.policies import AttentionPolicy
+from swaa.hf.spec import ATTRIBUTE, saved_policy, saved_scores, text_config
+from swaa.policies import AttentionPolicy, FullAttention
 from swaa.reading import check_choice, check_items, check_whole
 from swaa.search.book import ScoreBook
 from swaa.search.calibration import Item, ItemBatch, make_batches
 from swaa.search.choices import Choice, Unit, layer_of, policy_of
-from swaa.search.prefix import KeptStates
+from swaa.search.prefix import KeptStates, is_close
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +50,18 @@ class Probe:
     """A model, items and a base policy: measures choices, and remembers what it has measured.
 
     Args:
-        model: of transformers, without a policy on it; in between two measurements it is as it was.
+        model: of transformers, with no policy on it but full attention; in between two measurements it is as it was.
         items: the calibration samples.
         base: what holds on units that are not chosen.
         batch_size: items that run together.
         book: where values are kept and looked up; None for one in memory.
+        kernel: which attention kernel runs the policies, as of :func:`swaa.apply_policy`.
         progress: called as scorers go on.
         memory: bytes for the kept states of :meth:`start_from`.
 
     Raises:
         UserError: the model has a policy on it, or has layers that no policy can restrict; an item is longer than its
-            context; there are no items, or two with one id.
+            context; there are no items; the kernel is none.
     """
 
     def __init__(
@@ -69,25 +72,30 @@ class Probe:
         *,
         batch_size: int = 4,
         book: ScoreBook | None = None,
+        kernel: str = "auto",
         progress: Tell | None = None,
         memory: int = _MEMORY,
     ) -> None:
         check_items("Probe.items", list(items), of="item", mend="Make some with calibration_items.")
         check_whole("Probe.batch_size", batch_size, minimum=1)
         check_whole("Probe.memory", memory, minimum=0)
-        if read_spec(model.config) is not None:
+        check_kernel_request(kernel)
+        on_it, scores = saved_policy(model.config), saved_scores(model.config)
+        if on_it not in (None, FullAttention()) or scores is not None:
             raise UserError(
-                "Probe.model: expected one without a policy on it, as the probe puts on its own. Remove it."
+                f"Probe.model: expected one without a policy on it, as the probe puts on its own, got {on_it!r}"
+                f"{'' if scores is None else f' with {scores!r}'}. Remove it, or apply FullAttention() on top."
             )
         self.model, self.items, self.base, self.batch_size = model, tuple(items), base, batch_size
+        self.kernel = kernel
         shape = model_shape(model)
         self.num_layers, self.num_heads = shape.num_layers, shape.num_heads
         self.book = ScoreBook() if book is None else book
-        self.subject = _subject(model, self.items, base)
-        """What is measured, for the score book: a digest of model, items and base policy."""
+        self.subject = _subject(model, self.items, base, kernel)
+        """What is measured, for the score book: a digest of model, items, base policy and kernel."""
         self.batches = tuple(batch.to(model.device) for batch in make_batches(items, batch_size=batch_size))
         self._check_fits()
-        with apply_policy(model, base):  # refuses a model whose layers cannot be restricted
+        with apply_policy(model, base, kernel=kernel):  # refuses a model whose layers cannot be restricted
             pass
         self._progress = progress
         self._layers_run = 0
@@ -166,7 +174,9 @@ class Probe:
         """
         found = self.book.find(self.subject, metric)
         if found is None:
-            self.book.add(self.subject, metric, frozenset(), run())
+            values = run()
+            self._check_finite(metric, values)
+            self.book.add(self.subject, metric, frozenset(), values)
             found = self.book.find(self.subject, metric)
         assert found is not None
         return found
@@ -178,7 +188,7 @@ class Probe:
         training = self.model.training
         self.model.eval()
         try:
-            with apply_policy(self.model, policy):
+            with apply_policy(self.model, policy, kernel=self.kernel):
                 yield policy
         finally:
             self.model.train(training)
@@ -229,6 +239,7 @@ class Probe:
             self._kept.reference = choice
         for metric in METRICS:
             if metric != "kl" or self._has_full:
+                self._check_finite(metric, values[metric])
                 self.book.add(self.subject, metric, choice, values[metric])
 
     def _score(self, batch: ItemBatch, logits_BAV: Tensor, values: dict[str, Tensor], *, is_full: bool) -> None:
@@ -256,14 +267,20 @@ class Probe:
             self._run(self.all_layers, keep=self._reference == self.all_layers)
 
     def _prove_sharing(self, batch: ItemBatch, index: int, logits_BAV: Tensor) -> None:
-        """Some models hand things past their layers (keys of an earlier layer, say): with these, nothing is shared."""
+        """Some models hand things past their layers (keys of an earlier layer, say): with these, nothing is shared.
+
+        Every piece of the model between two layers that are kept runs alone, so that none leans on what is below it.
+        """
         kept, reason = self._kept.kept_layers, "they depend on more than the one before"
-        first = kept[len(kept) // 2] + 1
-        self._proven = True
         try:
-            with self._kept.sharing(index, first):
-                again_BAV = self.logits(batch, layers=self.num_layers - first)
-            if torch.allclose(again_BAV, logits_BAV, atol=1e-3 * float(logits_BAV.abs().max()), rtol=0.0):
+            apart = True
+            for layer, until in itertools.pairwise(kept):
+                apart = apart and self._kept.gives_again(index, layer, until, lambda: self.logits(batch))
+                self.spend(len(batch) * (until - layer))
+            with self._kept.sharing(index, kept[-1] + 1):
+                again_BAV = self.logits(batch, layers=self.num_layers - kept[-1] - 1)
+            if apart and is_close(again_BAV, logits_BAV):
+                self._proven = True
                 return
         except Exception as error:  # whatever a model's own code raises where it misses what a layer below leaves
             reason = repr(error)
@@ -271,6 +288,15 @@ class Probe:
             "%s: its layers cannot run apart (%s); each pass runs all of them", type(self.model).__name__, reason
         )
         self._kept.forget()
+
+    def _check_finite(self, metric: str, values: Tensor) -> None:
+        """Refuse what no ranking can go by, as of numbers too large for the model's dtype."""
+        bad = [place for place, row in enumerate(values) if not bool(row.isfinite().all())]
+        if bad:
+            raise UserError(
+                f"item {self.items[bad[0]].id}: its {metric} is not finite under {self.base!r}, in "
+                f"{str(self.model.dtype).removeprefix('torch.')}. Check the weights, or set model.dtype to float32."
+            )
 
     def _checked(self, chosen: Collection[Unit]) -> Choice:
         choice = frozenset(chosen)
@@ -298,15 +324,15 @@ def answer_nll(logits_BAV: Tensor, batch: ItemBatch) -> Tensor:
     return nll_BA.masked_fill(~batch.answer_mask, 0.0)
 
 
-def _subject(model: Any, items: Sequence[Item], base: AttentionPolicy) -> str:
+def _subject(model: Any, items: Sequence[Item], base: AttentionPolicy, kernel: str) -> str:
     """Sixteen hexadecimal digits. Of each weight a few values are read: fine-tuning changes them."""
     digest = hashlib.sha256()
     config = text_config(model.config).to_dict()
-    named = {key: value for key, value in config.items() if not key.startswith("_")}
+    named = {key: value for key, value in config.items() if not key.startswith("_") and key != ATTRIBUTE}
     digest.update(json.dumps(named, sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(json.dumps(weight.detach().flatten()[:8].double().tolist()).encode())
     digest.update(json.dumps([(item.id, item.ids, item.answer_ids) for item in items]).encode())
-    digest.update(repr(base).encode())
+    digest.update(f"{base!r} {kernel}".encode())
     return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ from swaa.config import Space
 from swaa.errors import invalid
 from swaa.policies import AttentionPolicy, SinkTokens, SlidingWindow, select
 from swaa.reading import within
-from swaa.search.choices import Unit, in_order, policy_of
+from swaa.search.choices import Unit, in_order, policy_of, spread
 
 CONTROLS = ("every", "random", "pattern")
 """What a control's origin begins with."""
@@ -113,17 +113,6 @@ def merged(candidates: Iterable[Candidate]) -> list[Candidate]:
         origins = candidate.origins if before is None else (*before.origins, *candidate.origins)
         found[key] = replace(candidate, origins=tuple(dict.fromkeys(origins)))
     return list(found.values())
-
-
-def spread(size: int, count: int) -> tuple[int, ...]:
-    """Places of ``count`` of ``size`` units, evenly spaced: each n-th from the second on, where these are so many."""
-    if not count:
-        return ()
-    for step in range(1, size + 1):
-        places = tuple(range(min(1, step - 1), size, step))
-        if len(places) == count:
-            return places
-    return tuple((2 * place + 1) * size // (2 * count) for place in range(count))
 
 
 def fixed(of: Candidate, units: Sequence[Unit]) -> Candidate:

@@ -1,4 +1,4 @@
-"""Controls, which measure nothing: the paper's fixed patterns, and chance."""
+"""Controls, which measure nothing: evenly spaced layers, and chance."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from swaa.errors import invalid
 from swaa.reading import check_whole
-from swaa.search.choices import Unit
+from swaa.search.choices import Unit, spread
 from swaa.search.probe import Probe
 from swaa.search.scorers.base import Scorer, check_count
 from swaa.search.scorers.registry import register_scorer
@@ -39,44 +38,20 @@ class Random(Scorer):
 @register_scorer
 @dataclass(frozen=True)
 class Fixed(Scorer):
-    """Every n-th layer, as in "Sliding Window Attention Adaptation" (arXiv 2512.10411): 1 on the pattern, else 0.
+    """As many layers as are asked for, evenly spaced by :func:`swaa.search.choices.spread`, as a search's own controls.
 
-    The paper's patterns are ``every=2`` and ``every=4``, from layer 1 on. For a number of layers that the pattern has
-    not, as many are spread evenly over the model's layers from ``start`` on.
-
-    Attributes:
-        every: layers from one of the pattern to the next.
-        start: the first layer of the pattern.
+    The paper's patterns ("Sliding Window Attention Adaptation", arXiv 2512.10411) are among them: 8 of 30 layers are
+    every fourth, 1, 5 … 29. For others, name them in ``controls.patterns``.
     """
 
     name: ClassVar[str] = "fixed"
 
-    every: int = 4
-    start: int = 1
-
-    def __post_init__(self) -> None:
-        check_whole(f"{type(self).__name__}.every", self.every, minimum=1)
-        check_whole(f"{type(self).__name__}.start", self.start, minimum=0)
-
     def score(self, probe: Probe) -> tuple[float, ...]:
-        pattern = self.pattern(probe)
-        return tuple(float(layer in pattern) for layer in range(probe.num_layers))
+        """In how many of the patterns, of one layer to all of them, the layer is."""
+        size = probe.num_layers
+        patterns = [spread(size, count) for count in range(1, size + 1)]
+        return tuple(float(sum(layer in pattern for pattern in patterns)) for layer in range(size))
 
     def choose(self, probe: Probe, count: int) -> tuple[Unit, ...]:
         check_count(count, probe.num_layers)
-        pattern = self.pattern(probe)
-        if count == len(pattern):
-            return tuple(pattern)
-        start = min(self.start, probe.num_layers - count)  # so that there is room for all
-        return tuple(start + place * (probe.num_layers - start) // count for place in range(count))
-
-    def pattern(self, probe: Probe) -> range:
-        """The layers ``start``, ``start + every``, and so on.
-
-        Raises:
-            UserError: the model has no layer ``start``.
-        """
-        if self.start >= probe.num_layers:
-            accepted = f"a layer of the model, 0 to {probe.num_layers - 1}"
-            raise invalid("Fixed.start", accepted=accepted, got=self.start, mend="Begin at an earlier layer.")
-        return range(self.start, probe.num_layers, self.every)
+        return spread(probe.num_layers, count)
