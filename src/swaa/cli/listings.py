@@ -86,7 +86,7 @@ def list_scorers() -> list[tuple[str, ...]]:
     """Name, meaning and parameters (with their defaults) of each scorer of a search."""
     from swaa.search.scorers import get_scorer, scorer_names
 
-    found = []
+    found: list[tuple[str, ...]] = []
     for name in scorer_names():
         scorer = get_scorer(name)
         meaning = _summary(scorer).replace("`", "")
