@@ -79,8 +79,11 @@ class GateGradient(Gated):
 @register_scorer
 @dataclass(frozen=True)
 class HeadGate(Gated):
-    """The same with a gate for every query head, for policies that stream some heads and not others (DuoAttention,
-    Xiao et al., arXiv 2410.10819, trains such gates; here they are differentiated once)."""
+    """The gain of opening a soft gate on the query head, as ``gate_gradient`` has it of a layer: -d NLL / d g, in nats.
+
+    For policies that stream some heads and not others. DuoAttention (Xiao et al., arXiv 2410.10819) trains such gates;
+    here they are differentiated once.
+    """
 
     name: ClassVar[str] = "head_gate"
     by_head: ClassVar[bool] = True
