@@ -24,6 +24,7 @@ from swaa.engine import Interrupted, run_experiment
 from swaa.hf import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import parse_policy
+from swaa.search.folder import SearchFolder
 from swaa.search.run import run_search
 
 
@@ -142,6 +143,13 @@ def test_fresh_begins_anew_and_keeps_what_is_not_its_own(file: Path, done: Path,
     assert (mine / "notes.txt").read_text() == "my own"
     assert (mine / "mine" / "search.json").read_text() == "{}"
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
+def test_fresh_deletes_what_a_search_writes_before_anything_is_measured(file: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, mine := tmp_path / "mine")
+    (mine / "notes.txt").write_text("my own")
+    with SearchFolder(load_search(file, output=mine), fresh=True):
+        assert {path.name for path in mine.iterdir()} - {".lock"} == {"search.yaml", "notes.txt"}
 
 
 def test_without_matplotlib_the_card_shows_the_svg(
