@@ -319,6 +319,26 @@ def test_a_scorer_cut_off_anywhere_goes_on_to_the_same_scores(passes: int, name:
         assert path.read_bytes().startswith(before)
 
 
+def test_states_of_a_reference_that_was_cut_off_are_not_used() -> None:
+    model, ran = BY_TYPE["llama"].build(), list[int]()
+    probe = Probe(model, ITEMS, BASE, batch_size=2)
+    probe.start_from([])
+    check(probe, [2], "nll")
+
+    def cut(*_: object) -> None:
+        ran.append(1)
+        if len(ran) == 2:  # in the second batch of two
+            raise KeyboardInterrupt
+
+    hook = model.model.layers[-1].register_forward_hook(cut)  # type: ignore[union-attr, index]
+    probe.start_from([0])
+    with pytest.raises(KeyboardInterrupt):
+        probe.nll([0, 2])
+    hook.remove()
+    probe.start_from([])
+    check(probe, [1], "nll")
+
+
 def test_two_books_of_one_file_lose_nothing(tmp_path: Path) -> None:
     one, other = ScoreBook(tmp_path / "book.jsonl"), ScoreBook(tmp_path / "book.jsonl")
     for place in range(20):
