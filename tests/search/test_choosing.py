@@ -20,7 +20,7 @@ from swaa.hf import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import LayerPolicy
 from swaa.search.calibration import calibration_items
-from swaa.search.choosing import Found, find, parse_scorers
+from swaa.search.choosing import Found, check_request, find, parse_scorers
 from swaa.search.folder import SearchFolder
 from swaa.search.gates import gate_gradients
 from swaa.search.probe import Probe
@@ -117,3 +117,17 @@ def test_a_search_in_bfloat16_from_beginning_to_end(tmp_path: Path, monkeypatch:
     (rows,) = [list(csv.DictReader(file)) for file in [(folder / "front.csv").open()]]
     assert {row["role"] for row in rows} >= {"full attention", "chosen"}
     assert all(row["n"] == "2" for row in rows)
+
+
+def test_a_request_that_would_not_fit_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, context = saved(tmp_path), make_model().config.max_position_embeddings
+    check_request(load_search(file, [f"request.length={context - 2}"]), context)
+    beyond = f"request.length={context - 1}"
+    assert main(["search", str(file), beyond, "-o", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert f"request.length: expected at most {context - 2}, as 2 new tokens follow" in told
+    assert f"got {context - 1}. Lower it, or write measure: null" in told
+    assert not (tmp_path / "out" / "choices.jsonl").exists()
+    check_request(load_search(file, [beyond, "measure=null"]), context)

@@ -12,7 +12,7 @@ from swaa.config import Experiment, Search
 from swaa.engine.grid import context_of
 from swaa.engine.progress import make_progress, print_line
 from swaa.engine.samples import make_samples
-from swaa.errors import UserError
+from swaa.errors import UserError, invalid
 from swaa.hf import apply_policy, model_shape
 from swaa.hf.loading import load
 from swaa.hf.spec import saved_policy, saved_scores
@@ -88,6 +88,20 @@ def check_precision(search: Search, samples: int) -> None:
     )
 
 
+def check_request(search: Search, context: int | None) -> None:
+    """Refuse a request to be timed that is longer than the model's context, now rather than after the test.
+
+    Raises:
+        UserError: it is.
+    """
+    length, new_tokens = search.request_length, search.request_tokens
+    if search.measure is None or context is None or length + new_tokens <= context:
+        return
+    accepted = f"at most {context - new_tokens}, as {new_tokens} new tokens follow and the model's context is {context}"
+    mend = "Lower it, or write measure: null, so that winners are predicted and not timed."
+    raise invalid("request.length", accepted=accepted, got=length, mend=mend)
+
+
 def half_width(samples: int) -> float:
     """Half the width of the 95 % interval of an accuracy of one half, of so many samples."""
     interval = wilson(samples // 2, samples)
@@ -104,6 +118,7 @@ def find(search: Search, scorers: Sequence[Scorer], folder: SearchFolder, consol
     model, tokenizer = _load(search, console)
     shape = model_shape(model)
     check_counts(search.space, shape)
+    check_request(search, context_of(model))
     for index, pattern in enumerate(search.controls.patterns):
         patterned(bases(search.space)[0], pattern, shape, f"controls.patterns[{index}]")
     cost_model = CostModel.of(search, shape, model.device.type)
