@@ -178,7 +178,8 @@ ALL_ATOMS = st.one_of(
 PHASES = st.sampled_from(("prefill", "decode"))
 
 
-@functools.cache  # hypothesis checks each new strategy object, which costs more than drawing from it; so everywhere below
+# hypothesis checks each new strategy object, which costs more than drawing from it: so all are kept.
+@functools.cache
 def _or_none(least: int, most: int) -> st.SearchStrategy[int | None]:
     return st.none() | st.integers(least, most)
 
