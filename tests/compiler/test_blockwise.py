@@ -23,7 +23,7 @@ from swaa.compiler.blockwise import blockwise_attention
 from swaa.compiler.layout import TokenLayout
 from swaa.policies import bind
 
-FIFTH = settings(max_examples=max(20, settings.default.max_examples // 5))
+TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
 TWENTIETH = settings(max_examples=max(20, settings.default.max_examples // 20))
 LIMITS = (
     {},
@@ -42,7 +42,7 @@ def limits(seed: int) -> Iterator[None]:
         yield
 
 
-@FIFTH
+@TENTH
 @given(cases())
 def test_equal_to_the_loops(case: Case) -> None:
     """Any policy, layout, head sharing and block size; values of another size than keys."""

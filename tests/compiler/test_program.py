@@ -22,7 +22,7 @@ from swaa.compiler.program import AttentionProgram
 from swaa.compiler.runs import causal_runs, hides_nothing
 from swaa.policies import bind
 
-FIFTH = settings(max_examples=max(20, settings.default.max_examples // 5))
+TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
 BEST = (SlidingWindow(20) | SinkTokens(3)).in_phase("prefill").on_layers(every(2))
 
 
@@ -139,7 +139,7 @@ def forced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runs, "_LEAST_TOKENS", 1)
 
 
-@FIFTH
+@TENTH
 @given(cases())
 def test_whatever_is_chosen_equals_the_loops(case: Case) -> None:
     """And so do its gradients, where the layout cuts full attention into runs, too."""
@@ -168,7 +168,7 @@ def test_whatever_is_chosen_equals_the_loops(case: Case) -> None:
         torch.testing.assert_close(got, wanted)
 
 
-@FIFTH
+@TENTH
 @given(cases())
 def test_a_policy_that_is_said_to_hide_nothing_hides_nothing(case: Case) -> None:
     layer, layout = bound_layer(case.recipe, case.model, case.layer), layout_of(case.scene)
