@@ -23,6 +23,7 @@ from swaa.compiler.runs import causal_runs, hides_nothing
 from swaa.policies import bind
 
 TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
+FIFTH = settings(max_examples=max(20, settings.default.max_examples // 5))
 BEST = (SlidingWindow(20) | SinkTokens(3)).in_phase("prefill").on_layers(every(2))
 
 
@@ -168,7 +169,7 @@ def test_whatever_is_chosen_equals_the_loops(case: Case) -> None:
         torch.testing.assert_close(got, wanted)
 
 
-@TENTH
+@FIFTH
 @given(cases())
 def test_a_policy_that_is_said_to_hide_nothing_hides_nothing(case: Case) -> None:
     layer, layout = bound_layer(case.recipe, case.model, case.layer), layout_of(case.scene)

@@ -102,6 +102,7 @@ PAPER = {
     "half the layers": Scope(WINDOW_AND_SINKS, Place(layers="::2")),
     "best": Scope(WINDOW_AND_SINKS, Place(layers="::2", phase="prefill")),
     "windowed decode": Scope(WINDOW_AND_SINKS, Place(phase="decode")),
+    "sinks, then a window": Scope(WINDOW_AND_SINKS, Place(phase="decode"), Atom("SinkTokens", (1,))),
 }
 
 

@@ -33,7 +33,7 @@ from swaa import AttentionPolicy
 from swaa.hf.spec import policy_on
 from swaa.policies import bind, register_policy, registry
 
-SHARE = settings(max_examples=max(10, settings.default.max_examples // 40))
+SHARE = settings(max_examples=max(10, settings.default.max_examples // 20))
 LAYERS, KV_HEADS = 2, 2
 MODEL = Model(LAYERS, HEADS)
 MOST_SAMPLES = 4
