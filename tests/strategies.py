@@ -178,12 +178,18 @@ ALL_ATOMS = st.one_of(
 PHASES = st.sampled_from(("prefill", "decode"))
 
 
+# hypothesis checks each new strategy object, which costs more than drawing from it: so all are kept.
+@functools.cache
+def _or_none(least: int, most: int) -> st.SearchStrategy[int | None]:
+    return st.none() | st.integers(least, most)
+
+
 @functools.cache
 @st.composite
 def slices(draw: st.DrawFn, size: int) -> str:
     """A slice as text, with bounds that exist at this size."""
-    bound = st.none() | st.integers(-size, size)
-    start, stop, step = draw(bound), draw(bound), draw(st.none() | st.integers(1, 4))
+    bound = _or_none(-size, size)
+    start, stop, step = draw(bound), draw(bound), draw(_or_none(1, 4))
     text = f"{'' if start is None else start}:{'' if stop is None else stop}"
     return text if step is None else f"{text}:{step}"
 
@@ -202,11 +208,14 @@ def selectors(size: int) -> st.SearchStrategy[oracle.Selector]:
     return any_selectors(size).filter(lambda selector: oracle.chosen(selector, size))
 
 
+_SCOPED = st.sampled_from([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 1, 1)])
+
+
 @functools.cache
 @st.composite
 def places(draw: st.DrawFn, model: Model) -> Place:
     """At least one of layers, phase and heads."""
-    layers, phase, heads = draw(st.sampled_from([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 1, 1)]))
+    layers, phase, heads = draw(_SCOPED)
     return Place(
         draw(selectors(model.layers)) if layers else None,
         draw(PHASES) if phase else None,
@@ -214,7 +223,7 @@ def places(draw: st.DrawFn, model: Model) -> Place:
     )
 
 
-@functools.cache  # hypothesis checks each new strategy object, which costs more than drawing from it
+@functools.cache
 def recipes(
     model: Model, atoms: st.SearchStrategy[Atom] = ALL_ATOMS, max_leaves: int = 6
 ) -> st.SearchStrategy[oracle.Recipe]:
@@ -234,9 +243,10 @@ def recipes(
     return st.recursive(atoms, compose, max_leaves=max_leaves)
 
 
-def _prompts(draw: st.DrawFn, batch: int, longest: int) -> int | tuple[int, ...] | None:
+@functools.cache
+def _prompts(batch: int, longest: int) -> st.SearchStrategy[int | tuple[int, ...] | None]:
     length = st.integers(0, longest)
-    return draw(st.one_of(st.none(), length, st.lists(length, min_size=batch, max_size=batch).map(tuple)))
+    return st.one_of(st.none(), length, st.lists(length, min_size=batch, max_size=batch).map(tuple))
 
 
 @functools.cache
@@ -247,7 +257,7 @@ def contiguous(draw: st.DrawFn, longest: int) -> Contiguous:
     offset = draw(st.sampled_from((0, 0, 1, 5, 13)))
     key_offset = draw(st.integers(0, offset)) if draw(st.booleans()) else 0
     keys = draw(st.one_of(st.just(offset + queries - key_offset), st.integers(1, longest)))
-    prompts = _prompts(draw, draw(st.integers(1, 3)), offset + queries)
+    prompts = draw(_prompts(draw(st.integers(1, 3)), offset + queries))
     return Contiguous(queries, keys, offset, key_offset, prompts)
 
 
@@ -267,7 +277,7 @@ def padded(draw: st.DrawFn, longest: int) -> Padded:
             continue
         left, right = left * (kind in ("left", "both")), right * (kind in ("right", "both"))
         rows.append(tuple(left <= i < length - right for i in range(length)))
-    prompts = _prompts(draw, batch, length)
+    prompts = draw(_prompts(batch, length))
     if draw(st.booleans()):
         return Padded(tuple(rows), prompts=prompts)
     queries = draw(st.integers(1, length))
@@ -288,15 +298,20 @@ def packed(draw: st.DrawFn, longest: int) -> Packed:
         ends = sorted({*draw(st.lists(st.integers(1, length), max_size=3)), length})
         rows.append(tuple(end - start for start, end in zip([0, *ends], ends, strict=False)))
     if draw(st.booleans()):
-        return Packed(tuple(rows), _prompts(draw, len(rows), length))
+        return Packed(tuple(rows), draw(_prompts(len(rows), length)))
     return Packed(tuple(rows), tuple(tuple(draw(st.integers(0, size)) for size in row) for row in rows))
+
+
+@functools.cache
+def _any_scene(longest: int, *more: st.SearchStrategy[Turns]) -> st.SearchStrategy[oracle.Scene]:
+    return st.one_of(contiguous(longest), padded(longest), packed(longest), *more)
 
 
 @functools.cache
 @st.composite
 def turns(draw: st.DrawFn, longest: int) -> Turns:
     """Any of these scenes, with phases that change wherever they like, alike in all samples or not."""
-    scene = replace(draw(st.one_of(contiguous(longest), padded(longest), packed(longest))), prompts=None)
+    scene = replace(draw(_any_scene(longest)), prompts=None)
     samples = oracle.slots(scene)
     length = len(samples[0][0])
     rows = []
@@ -314,7 +329,7 @@ def turns(draw: st.DrawFn, longest: int) -> Turns:
 @st.composite
 def scenes(draw: st.DrawFn, longest: int = 22) -> oracle.Scene:
     """Token layouts of all kinds; one in four with empty slots added behind, as bucketed lengths have them."""
-    scene = draw(st.one_of(contiguous(longest), padded(longest), packed(longest), turns(longest)))
+    scene = draw(_any_scene(longest, turns(longest)))
     if draw(st.integers(0, 3)):
         return scene
     extra = (draw(st.integers(0, 5)), draw(st.integers(0, 5)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import swaa
+from swaa.cli import main
 from swaa.compiler import TokenLayout, block_mask, dense_mask, live_keys
-from swaa.policies import bind, get_policy, load_plugin
+from swaa.policies import bind, get_policy, load_plugin, registry
 from swaa.testing import check_policy
 
 ROOT = Path(__file__).parents[1]
@@ -86,10 +86,16 @@ def test_it_generates(distance_gap: type[swaa.Predicate]) -> None:
     assert not torch.equal(tokens, model.generate(prompt, max_new_tokens=6, do_sample=False))
 
 
-def test_the_command_line_knows_it() -> None:
-    command = [sys.executable, "-m", "swaa", "draw", "DistanceGap(2, 5)", "--plugin", str(FILE), "--seq-len", "7"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert shown.splitlines()[-1] == "████······████"
+def test_the_command_line_knows_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    policies = {name: kind for name, kind in registry._policies.items() if name != "DistanceGap"}
+    monkeypatch.setattr(registry, "_policies", policies)  # as in a new process: neither known nor imported
+    for name in [name for name in sys.modules if name.startswith("swaa_plugin_distance_gap")]:
+        monkeypatch.delitem(sys.modules, name)
+    command = ["draw", "DistanceGap(2, 5)", "--seq-len", "7"]
+    assert main(command) == 2
+    assert "unknown policy 'DistanceGap'" in capsys.readouterr().err
+    assert main([*command, "--plugin", str(FILE)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "████······████"
 
 
 def test_bad_values_are_refused(distance_gap: type[swaa.Predicate]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa.config import load_experiment
@@ -38,6 +38,7 @@ def promptings(draw: Any) -> Prompting:
     return Prompting(name, **fields)
 
 
+@settings(max_examples=settings.default.max_examples // 10)
 @given(promptings())
 def test_a_prompting_comes_back_from_its_value(prompting: Prompting) -> None:
     value = prompting.to_value()
@@ -109,6 +110,7 @@ def test_what_closes_the_reasoning() -> None:
     assert THINKING.closing("") == "\n</think>\n\n"
 
 
+@settings(max_examples=settings.default.max_examples // 10)
 @given(answer=text.map(str.strip).filter(lambda one: "answer:" not in one.lower() and "*" not in one))
 def test_the_reference_reply_is_graded_by_its_answer(answer: str) -> None:
     reply = COT.reference_reply(f" {answer}", "First this, then that.")

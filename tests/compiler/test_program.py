@@ -22,6 +22,7 @@ from swaa.compiler.program import AttentionProgram
 from swaa.compiler.runs import causal_runs, hides_nothing
 from swaa.policies import bind
 
+TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
 FIFTH = settings(max_examples=max(20, settings.default.max_examples // 5))
 BEST = (SlidingWindow(20) | SinkTokens(3)).in_phase("prefill").on_layers(every(2))
 
@@ -139,7 +140,7 @@ def forced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runs, "_LEAST_TOKENS", 1)
 
 
-@FIFTH
+@TENTH
 @given(cases())
 def test_whatever_is_chosen_equals_the_loops(case: Case) -> None:
     """And so do its gradients, where the layout cuts full attention into runs, too."""

@@ -28,7 +28,8 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
-ONE_IN_FOUR = st.sampled_from((True, False, False, False))
+# True stands neither first nor last, which hypothesis draws far more often than their share: one in two, then
+ONE_IN_FOUR = st.sampled_from((False, True, False, False))
 
 
 @given(cases(), ONE_IN_FOUR)

@@ -12,15 +12,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.conftest import EXPERIMENT
 from forking import PATIENCE, Forks, Started
 from swaa.config import load_experiment
 from swaa.engine import run_experiment
 from swaa.engine.interrupt import StopRequested, stoppable
 
+MORE = "num_examples=8"
+NUM_SAMPLES = 3 * 2 * 2 * 8
 
-def start(forks: Forks, experiment_file: Path, output: Path) -> Started:
-    command = ["run", str(experiment_file), "-o", str(output), "num_examples=12"]
-    return forks.start(command, threads=torch.get_num_threads())
+
+@pytest.fixture(scope="module")
+def file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("interrupted") / "tiny.yaml"
+    path.write_text(EXPERIMENT.format(model=model_folder, output=path.parent / "whole"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path) -> dict[tuple[object, ...], object]:
+    """The results of a run that nobody interrupted."""
+    experiment = load_experiment(file, [MORE])
+    run_experiment(experiment)
+    found = results(experiment.output / "records.jsonl")
+    assert len(found) == NUM_SAMPLES
+    return found
+
+
+def start(forks: Forks, file: Path, output: Path) -> Started:
+    return forks.start(["run", str(file), "-o", str(output), MORE], threads=torch.get_num_threads())
 
 
 def results(path: Path) -> dict[tuple[object, ...], object]:
@@ -42,10 +62,10 @@ def results(path: Path) -> dict[tuple[object, ...], object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
 def test_an_interrupted_run_can_be_continued(
-    forks: Forks, experiment_file: Path, tmp_path: Path, how: signal.Signals
+    forks: Forks, file: Path, whole: dict[tuple[object, ...], object], tmp_path: Path, how: signal.Signals
 ) -> None:
     records = tmp_path / "cut" / "records.jsonl"
-    process = start(forks, experiment_file, records.parent)
+    process = start(forks, file, records.parent)
     deadline = time.monotonic() + PATIENCE
     while not (records.exists() and records.read_text().count("\n") >= 10):
         assert process.running, process.err
@@ -56,18 +76,16 @@ def test_an_interrupted_run_can_be_continued(
     err = process.err
     assert process.out == ""
     done = records.read_text()
-    assert 10 <= done.count("\n") < 144, "the test must interrupt a run that is under way"
+    assert 10 <= done.count("\n") < NUM_SAMPLES, "the test must interrupt a run that is under way"
     assert f"Interrupted; {done.count(chr(10))} finished samples are kept in {records.parent}." in err
     assert "Run the same command again to go on from there." in err
     assert "Traceback" not in err
 
-    again = start(forks, experiment_file, records.parent)
+    again = start(forks, file, records.parent)
     assert again.end() == [0], again.err
     assert "half" in again.out
     assert records.read_text().startswith(done), "what was done stays as it was"
-    whole = load_experiment(experiment_file, ["num_examples=12"], output=tmp_path / "whole")
-    run_experiment(whole)
-    assert results(records) == results(whole.output / "records.jsonl")
+    assert results(records) == whole
 
 
 @pytest.fixture

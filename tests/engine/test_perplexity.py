@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -257,39 +257,23 @@ def measured(folder: Path, tiny: Any, tokenizer: Any, text_file: str, **options:
     return measure_perplexity(tiny, tokenizer, asked, recipes(), folder, config=config_of(), **options)
 
 
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import swaa
-from swaa.config.common import ModelConfig
-from swaa.config.perplexity import Perplexity
-from swaa.engine.perplexity_folder import measure_perplexity
-from swaa.recipe import Recipe
-
-model_folder, text_file, folder = sys.argv[1:]
-model, tokenizer = swaa.load(model_folder, device="cpu")
-recipes = [Recipe(name, policy) for name, policy in (("FA", "FullAttention()"), ("swa", "SlidingWindow(6)"))]
-told = []
-
-def on_line(line):
-    told.append(line)
-    if len(told) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-asked = Perplexity(2, 40, 8, text_file=text_file, key_gain=0.5, key_nll=7)
-config = ModelConfig(name="tiny", device="cpu")
-measure_perplexity(model, tokenizer, asked, recipes, Path(folder), config=config, on_line=on_line)
-"""
-
-
-def test_a_killed_process_is_gone_on_with(
-    model_folder: Path, tiny: Any, tokenizer: Any, text_file: str, tmp_path: Path
-) -> None:
+def test_a_killed_process_is_gone_on_with(tiny: Any, tokenizer: Any, text_file: str, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(model_folder), text_file, str(cut)], capture_output=True, text=True
-    )
-    assert done.returncode == -9, done.stderr
+    pid = os.fork()  # a process of its own that has imported all
+    if not pid:
+        try:
+            torch.set_num_threads(1)  # the threads of a parent are not in its fork
+            seen: list[Stretch] = []
+
+            def die(line: Stretch) -> None:
+                seen.append(line)
+                if len(seen) == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            measured(cut, tiny, tokenizer, text_file, on_line=die)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     kept = (cut / "perplexity.jsonl").read_bytes()
     assert kept.count(b"\n") == 3
     keys = (cut / "key_tokens.json").read_bytes()

@@ -29,10 +29,10 @@ def answers(folder: Path) -> dict[Any, dict[str, Any]]:
     return found
 
 
-def run(forks: Forks, file: Path, output: Path, *overrides: str) -> None:
-    """A whole run that goes well. A second process is started by the first one, as the command line does."""
-    started = forks.start(["run", str(file), *overrides, "--output", str(output)])
-    assert started.end() == [0], started.err
+def run(forks: Forks, file: Path, output: Path, *overrides: str, ranks: int = 1) -> None:
+    """A whole run that goes well. A second process is started by the first one, or each rank's as a launcher would."""
+    started = forks.start(["run", str(file), *overrides, "--output", str(output)], ranks=ranks)
+    assert started.end() == [0] * ranks, started.err
 
 
 @pytest.mark.slow
@@ -67,11 +67,14 @@ def test_what_a_killed_process_wrote_is_kept(experiment_file: Path, tmp_path: Pa
 def test_processes_with_nothing_to_do_keep_the_others_company(
     forks: Forks, experiment_file: Path, tmp_path: Path
 ) -> None:
-    """A run that lacks a single batch, of a single set of weights, ends as it does in one process."""
+    """A run that lacks a single batch, of a single set of weights, ends as it does in one process.
+
+    The two are started as a launcher starts them, which the other tests do not, and without the seconds of imports.
+    """
     few = ["num_examples=1", "lengths=[400]", "tasks=[{name: needle_single}]"]
     run(forks, experiment_file, tmp_path / "run", *few)
     records = tmp_path / "run" / "records.jsonl"
     whole = answers(tmp_path / "run")
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
-    run(forks, experiment_file, tmp_path / "run", *few, "trainer.devices=2")
+    run(forks, experiment_file, tmp_path / "run", *few, "trainer.devices=2", ranks=2)
     assert answers(tmp_path / "run") == whole

@@ -25,7 +25,7 @@ def test_the_papers_best_recipe_as_a_stack_and_as_scopes() -> None:
 RULES = st.lists(st.tuples(places(MODEL), recipes(MODEL, max_leaves=2)), min_size=1, max_size=4)
 
 
-@settings(max_examples=max(20, settings.default.max_examples // 5))
+@settings(max_examples=max(20, settings.default.max_examples // 10))
 @given(RULES, recipes(MODEL, max_leaves=2))
 def test_a_stack_is_nested_scopes(rules: list[tuple[oracle.Place, oracle.Recipe]], default: oracle.Recipe) -> None:
     listed = [rule(build(part), **vars(place)) for place, part in rules]
@@ -35,7 +35,7 @@ def test_a_stack_is_nested_scopes(rules: list[tuple[oracle.Place, oracle.Recipe]
     assert stack(*listed, rule(build(default))) == build(nested)
 
 
-@settings(max_examples=max(20, settings.default.max_examples // 5))
+@settings(max_examples=max(20, settings.default.max_examples // 10))
 @given(recipes(MODEL, max_leaves=3), places(MODEL), places(MODEL))
 def test_scopes_commute_and_are_idempotent(recipe: oracle.Recipe, one: oracle.Place, two: oracle.Place) -> None:
     def at(inside: oracle.Recipe, place: oracle.Place) -> oracle.Recipe:

@@ -13,7 +13,7 @@ from swaa.policies.selector import NOTHING, IndexSet
 
 SIZES = range(1, 41)
 SELECTORS = any_selectors(9)
-QUARTER = settings(max_examples=max(20, settings.default.max_examples // 4))
+TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
 
 
 def chosen(selector: object, size: int) -> set[int]:
@@ -32,7 +32,7 @@ def made(selector: oracle.Selector) -> IndexSet | None:
         return None
 
 
-@QUARTER
+@TENTH
 @given(SELECTORS)
 def test_a_selector_is_pythons_own_indexing(selector: oracle.Selector) -> None:
     where = made(selector)
@@ -40,7 +40,7 @@ def test_a_selector_is_pythons_own_indexing(selector: oracle.Selector) -> None:
         assert (chosen(where, size) if where else set()) == oracle.chosen(selector, size), size
 
 
-@QUARTER
+@TENTH
 @given(SELECTORS)
 def test_printing_gives_the_set_back(selector: oracle.Selector) -> None:
     where = made(selector)
@@ -50,7 +50,7 @@ def test_printing_gives_the_set_back(selector: oracle.Selector) -> None:
         assert eval(repr(where), {"select": select}) == where
 
 
-@QUARTER
+@TENTH
 @given(SELECTORS, SELECTORS)
 def test_equal_exactly_where_the_same_at_every_size(one: oracle.Selector, two: oracle.Selector) -> None:
     a, b = made(one) or NOTHING, made(two) or NOTHING
@@ -60,7 +60,7 @@ def test_equal_exactly_where_the_same_at_every_size(one: oracle.Selector, two: o
     assert (hash(a) == hash(b)) or not same
 
 
-@QUARTER
+@TENTH
 @given(SELECTORS, SELECTORS)
 def test_set_operations(one: oracle.Selector, two: oracle.Selector) -> None:
     a, b = made(one) or NOTHING, made(two) or NOTHING

@@ -27,10 +27,10 @@ RECIPES = recipes(Model(layers=7, heads=4))
 NAMES = {**{name: getattr(swaa, name) for name in swaa.policies.__all__ if hasattr(swaa, name)}, **strategies.CLASSES}
 BEST = (SlidingWindow(2048) | SinkTokens(100)).in_phase("prefill").on_layers(every(2, start=0))
 
-QUARTER = settings(max_examples=max(20, settings.default.max_examples // 4))
+TENTH = settings(max_examples=max(20, settings.default.max_examples // 10))
 
 
-@QUARTER
+@TENTH
 @given(RECIPES)
 def test_round_trips(recipe: oracle.Recipe) -> None:
     policy = build(recipe)
@@ -43,7 +43,7 @@ def test_round_trips(recipe: oracle.Recipe) -> None:
     assert parse_policy(yaml.safe_load(yaml.safe_dump(mapping))) == policy
 
 
-@QUARTER
+@TENTH
 @given(RECIPES)
 def test_one_meaning_has_one_value_text_and_dict(recipe: oracle.Recipe) -> None:
     policy, again = build(recipe), ~~build(recipe)

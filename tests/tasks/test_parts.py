@@ -6,12 +6,14 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swaa.tasks.draws import Draws, spread
 from swaa.tasks.fitting import Padding, largest
 from swaa.tasks.placing import Needle, place, words_of
+
+TENTH = settings(max_examples=settings.default.max_examples // 10)
 
 
 class TestDraws:
@@ -42,6 +44,7 @@ class TestDraws:
         fractions = [draws.fraction() for _ in range(1000)]
         assert 0 <= min(fractions) < 0.01 < 0.99 < max(fractions) < 1
 
+    @TENTH
     @given(start=st.integers(0, 2**64 - 1), number=st.integers(1, 200))
     def test_spread_leaves_no_wide_gap(self, start: int, number: int) -> None:
         points = sorted(spread(start, index) for index in range(number))
@@ -51,6 +54,7 @@ class TestDraws:
 
 
 class TestLargest:
+    @TENTH
     @given(
         steps=st.lists(st.integers(0, 9), min_size=1, max_size=80),
         target=st.integers(0, 500),
@@ -80,6 +84,7 @@ class TestPlace:
         assert [context.text[start:end] for start, end in context.spans] == ["X!", "Y!", "Z!"]
         assert context.depths == (1.0, 5 / 25, 5 / 25)
 
+    @TENTH
     @given(depths=st.lists(st.floats(0, 1), max_size=6), num=st.integers(0, 3), words=st.integers(0, 3))
     def test_loses_nothing(self, depths: list[float], num: int, words: int) -> None:
         needles = [Needle(f"N{index}!", depth) for index, depth in enumerate(depths)]
