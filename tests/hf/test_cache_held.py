@@ -586,7 +586,7 @@ def resident_mb() -> float:
     ("composition", "new"),
     [
         (BY_NAME["sinks"], 300),
-        (DECODE_WINDOWS, 1000),
+        pytest.param(DECODE_WINDOWS, 2000, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -607,7 +607,7 @@ def test_memory_stays_flat(composition: Composition, new: int) -> None:
     assert len(sizes) == 1
     per_layer = {"sinks": 2 * 6}.get(composition.name, 4 + 8)
     assert max(sizes.pop()) <= LAYERS * per_layer * BYTES_A_KEY
-    assert resident[-1] - resident[1] < 4, resident
+    assert resident[-1] - resident[1] < 8, resident
 
 
 def test_a_generation_of_many_tokens_stays_right() -> None:
