@@ -111,13 +111,14 @@ def test_the_svg_shows_the_panels() -> None:
     assert "accuracy, % (bars: 95 % interval)" in words(root)
     marks = shown(root)
     assert len(marks) == 3 * len(outcome.tested)
-    assert [kind for kind, *_ in marks[:5]] == ["f-full", "f-decode", "f-window", "f-other", "f-window"]
-    assert [shape for *_, shape in marks[:5]] == ["mark filled"] * 4 + ["mark"]
+    order = [3, 2, 4, 1, 0]
+    assert [kind for kind, *_ in marks[:5]] == ["f-other", "f-window", "f-window", "f-decode", "f-full"], "chance behind"
+    assert [shape for *_, shape in marks[:5]] == ["mark filled"] * 2 + ["mark"] + ["mark filled"] * 2
     shapes = {path.get("d") for path in root.iter(f"{SVG}path") if "mark" in path.get("class", "").split()}
     assert len(shapes) == len(ROLES)
     # heights are linear in accuracy: two recipes fix the scale, the others and all bars lie on it
-    figures = [one.accuracy for one in outcome.tested]
-    (top, bottom), (y0, y1) = (figures[0].value, figures[2].value), (marks[0][2], marks[2][2])
+    figures = [outcome.tested[place].accuracy for place in order]
+    (top, bottom), (y0, y1) = (figures[4].value, figures[0].value), (marks[4][2], marks[0][2])
     for (_, _, y, ends, _), figure in zip(marks, figures * 3, strict=True):
         assert figure.low is not None
         assert figure.high is not None
@@ -145,6 +146,13 @@ def test_the_front_goes_through_what_stands_on_it() -> None:
     by_class = {(kind, shape): (x, y) for kind, x, y, _, shape in shown(root)[:5]}
     chosen, whole = by_class["f-decode", "mark filled"], by_class["f-full", "mark filled"]
     assert lines[0].startswith(f"M{chosen[0]:.1f} {chosen[1]:.1f}H{whole[0]:.1f}V{whole[1]:.1f}H")
+
+
+def test_controls_stand_near_what_they_cost() -> None:
+    """Of 8 layers, where the axis goes on to 30, a control may not be taken for one of 10."""
+    drawn = [(Costs(8, 0.6, 1.0), [1] * SAMPLES, role, True) for role in ROLES[1:]]
+    chosen, pattern, chance = panels_of(outcome_of([1] * SAMPLES, drawn), unit="layers", units=30)[0].marks[1:]
+    assert chosen.x == 8 < pattern.x < chance.x < 9.2
 
 
 def test_nothing_beyond_the_budget_needs_no_word_for_it() -> None:

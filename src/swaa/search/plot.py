@@ -12,7 +12,7 @@ from swaa.report.stats import Estimate
 from swaa.search.budget import KINDS
 from swaa.search.outcome import ROLES, Outcome
 
-STEP = 0.036
+STEP = 0.02
 """How far roles of like cost are set apart, as a share of the axis."""
 MARGIN = 0.08
 """Room beside the outermost costs, as a share of what lies between them; to the right twice that, for controls."""
@@ -126,6 +126,11 @@ def _apart(marks: Sequence[Mark], ends: tuple[float, float]) -> tuple[Mark, ...]
     return tuple(found)
 
 
+def back_to_front(marks: Sequence[Mark]) -> list[Mark]:
+    """In the order of drawing: random sets, which are many, hide nothing that stands beside them."""
+    return sorted(marks, key=lambda mark: -ROLES.index(mark.role))
+
+
 _SIZE, _LEFT, _TOP, _GAP, _BELOW = 290, 58, 40, 26, 86
 _CLASSES = dict(zip(ROLES, ("f-full", "f-decode", "f-window", "f-other"), strict=True))
 """Colours of palette.css."""
@@ -187,7 +192,7 @@ def _panel(panel: Panel, left: float, *, numbers: bool) -> list[Markup]:
         (x, y), end = panel.front[0], across(high)
         line = f"M{across(x):.1f} {up(y):.1f}{steps}H{end:.1f}"
         drawn.append(_path("naive-line dashed", line))
-    for mark in panel.marks:
+    for mark in back_to_front(panel.marks):
         x = across(mark.x)
         bar = _path("whisker", f"M{x:.1f} {up(mark.low):.1f}V{up(mark.high):.1f}", **_BAR)
         shape = _shape(mark.role, x, up(mark.y), filled=mark.filled)

@@ -8,7 +8,7 @@ from typing import Any
 
 from swaa.report.html.png import COLOURS, has_matplotlib
 from swaa.search.outcome import ROLES
-from swaa.search.plot import BEYOND, FRONT_LINE, Y_LABEL, Panel
+from swaa.search.plot import BEYOND, FRONT_LINE, Y_LABEL, Panel, back_to_front
 
 _COLOURS = {role: COLOURS[of] for role, of in zip(ROLES, ("full", "decode", "window", "other"), strict=True)}
 _MARKERS = dict(zip(ROLES, "so^D", strict=True))
@@ -37,7 +37,7 @@ def _draw(axes: Any, panel: Panel) -> None:
     if panel.front:
         places = [*panel.front, (panel.ends[1], panel.front[-1][1])]
         axes.step(*zip(*places, strict=True), "--", where="post", color=COLOURS["other"], lw=1.2)
-    for mark in panel.marks:
+    for mark in back_to_front(panel.marks):
         colour = _COLOURS[mark.role]
         axes.errorbar(
             [mark.x],
