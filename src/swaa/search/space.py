@@ -13,9 +13,6 @@ from swaa.policies import AttentionPolicy, SinkTokens, SlidingWindow, select
 from swaa.reading import within
 from swaa.search.choices import Unit, in_order, policy_of, spread
 
-CONTROLS = ("every", "random", "pattern")
-"""What a control's origin begins with."""
-
 
 @dataclass(frozen=True)
 class Base:
@@ -137,8 +134,3 @@ def patterned(base: Base, pattern: str, shape: ModelShape, field: str) -> Candid
     with within(field):
         chosen = select(pattern).indices(shape.num_layers, kind="layer")
     return Candidate(base, chosen, (f"pattern[{pattern}]",), shape.num_layers, shape.num_heads)
-
-
-def is_control(candidate: Candidate) -> bool:
-    """Is it nothing but a control?"""
-    return all(origin.partition("[")[0] in CONTROLS for origin in candidate.origins)
