@@ -112,7 +112,9 @@ def test_the_svg_shows_the_panels() -> None:
     marks = shown(root)
     assert len(marks) == 3 * len(outcome.tested)
     order = [3, 2, 4, 1, 0]
-    assert [kind for kind, *_ in marks[:5]] == ["f-other", "f-window", "f-window", "f-decode", "f-full"], "chance behind"
+    assert [kind for kind, *_ in marks[:5]] == ["f-other", "f-window", "f-window", "f-decode", "f-full"], (
+        "chance behind"
+    )
     assert [shape for *_, shape in marks[:5]] == ["mark filled"] * 2 + ["mark"] + ["mark filled"] * 2
     shapes = {path.get("d") for path in root.iter(f"{SVG}path") if "mark" in path.get("class", "").split()}
     assert len(shapes) == len(ROLES)
