@@ -70,7 +70,8 @@ def _difference(row: Row) -> str:
     return _interval(row.paired.difference, _signed_percent) if row.paired else "-"
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """Three digits; none is 0."""
     return "-" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -133,9 +134,11 @@ _COMPARED = (
         "rows of this table.",
         lambda row: row.paired is not None,
     ),
-    _Column("p", lambda row: _p(row.paired.p if row.paired else None), wanted=lambda row: row.paired is not None),
+    _Column("p", lambda row: p_value(row.paired.p if row.paired else None), wanted=lambda row: row.paired is not None),
     _Column(
-        "p Holm", lambda row: _p(row.paired.p_holm if row.paired else None), wanted=lambda row: row.paired is not None
+        "p Holm",
+        lambda row: p_value(row.paired.p_holm if row.paired else None),
+        wanted=lambda row: row.paired is not None,
     ),
     _Column(
         "delta-NLL",

@@ -35,6 +35,10 @@ class Base:
         seen = window | SinkTokens(self.sinks) if self.sinks else window
         return seen.in_phase("prefill") if self.phase == "prefill" else seen
 
+    def hides(self, length: int) -> bool:
+        """Does it hide anything from a prompt of so many tokens?"""
+        return self.window + self.sinks < length
+
     @property
     def label(self) -> str:
         """In names of recipes and files: ``w128-s10-prefill``."""
