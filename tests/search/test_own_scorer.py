@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
@@ -13,6 +16,7 @@ from engine.conftest import make_model, make_tokenizer
 from hf.zoo import Architecture
 from search.probe_oracle import BASE, items_of
 from swaa.cli import main
+from swaa.errors import UserError
 from swaa.policies import load_plugin
 from swaa.search.probe import Probe
 from swaa.search.scorers import parse_scorer
@@ -63,3 +67,52 @@ decoding: {{max_new_tokens: 2}}
     assert main(["search", str(file), "--output", str(tmp_path / "out")]) == 0
     (choice,) = [json.loads(line) for line in (tmp_path / "out/choices.jsonl").read_text().splitlines()]
     assert (choice["scorer"], choice["count"]) == ("block_influence", 2)
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from swaa.search.scorers import Scorer, register_scorer
+
+
+@register_scorer
+@dataclass(frozen=True)
+class {name}(Scorer):
+    name: ClassVar[str] = "{name}"
+
+    def score(self, probe):
+        return {scores}
+"""
+
+
+def own(folder: Path, name: str, scores: str) -> Path:
+    """A file with a scorer of that name."""
+    file = folder / f"{name}.py"
+    file.write_text(OWN.format(name=name, scores=scores))
+    return file
+
+
+@pytest.mark.parametrize("scores", ["(1.0, 2.0)", "(1.0, float('nan'), 3.0)"])
+def test_scores_that_rank_nothing_are_refused(scores: str, tmp_path: Path) -> None:
+    name = f"Odd{len(scores)}"
+    load_plugin(str(own(tmp_path, name, scores)))
+    model = Architecture("llama", {"num_hidden_layers": 3}).build()
+    probe = Probe(model, items_of((9, 2)), BASE)
+    with pytest.raises(
+        UserError, match=rf"{name}.score: expected 3 finite numbers, one for each of the model's layers, got \(1.0, "
+    ):
+        parse_scorer(name).choose(probe, 1)
+
+
+def test_a_scorer_whose_code_has_changed_is_another_search(file: Path, tmp_path: Path) -> None:
+    """In processes of their own, as a module is imported once."""
+    command = [sys.executable, "-m", "swaa", "search", str(file), "space.counts=[1]", "scorers=[Changing]"]
+    command += [f"plugins=[{tmp_path / 'Changing.py'}]", "measure=null", "controls.random=0", "controls.patterns=[]"]
+    ended = []
+    for scores in ("(9.0, 1.0, 1.0, 1.0)", "(9.0,  1.0, 1.0, 1.0)", "(1.0, 9.0, 1.0, 1.0)"):
+        own(tmp_path, "Changing", scores)
+        ended.append(subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True))
+    assert [one.returncode for one in ended] == [0, 0, 2], ended[-1].stderr
+    assert "when Changing chose 1 of the units over w16-s4-both" in ended[-1].stderr
+    assert "the weights or the scorer's code were others. Choose another folder with --output" in ended[-1].stderr

@@ -105,6 +105,7 @@ def test_the_search_of_the_repository_is_one(tmp_path: Path) -> None:
         ({"calibration__tasks": [{"name": "needle"}]}, "calibration.tasks[0]: unknown task 'needle'"),
         ({"test__seed": 1000}, "test.seed: 1000 is calibration.seed, too, and what chooses may not judge."),
         ({"test__seed": 2000}, "test.seed: 2000 is halving.seed, too, and what chooses may not judge."),
+        ({"halving__seed": 1000}, "halving.seed: 1000 is calibration.seed, too, and the second stage is to have other"),
         (
             {"space__unit": "heads", "controls__patterns": ["1::2"]},
             "controls.patterns: expected none where the unit is heads, for they name layers, got ['1::2']",

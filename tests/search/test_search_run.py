@@ -253,8 +253,53 @@ def test_a_model_whose_layers_cannot_be_switched(
     assert "model type 'bloom'" in capsys.readouterr().err
 
 
-def test_a_search_is_validated_without_its_model(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(file), "model.name=/nowhere"]) == 0
-    told = capsys.readouterr().out
-    assert "is valid: 1 base policies x 2 scorers x 4 counts = at most 8 candidates on /nowhere -> runs/tiny" in told
-    assert main(["validate", str(file), "scorers=[ad_one]"]) == 2
+def test_a_model_without_attention(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    folder = tmp_path / "mamba"
+    MambaForCausalLM(MambaConfig(vocab_size=260, hidden_size=8, state_size=2, num_hidden_layers=2)).save_pretrained(
+        folder
+    )
+    make_tokenizer().save_pretrained(folder)
+    assert main(["search", str(file), f"model.name={folder}", "--output", str(tmp_path / "out")]) == 2
+    assert "swaa: error: MambaForCausalLM (model type 'mamba')" in capsys.readouterr().err
+
+
+def test_samples_that_have_changed_are_another_search(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of one's own file are others than they were: what is on record of the former ones is no answer."""
+    data, folder = tmp_path / "mine.jsonl", tmp_path / "out"
+    command = ["search", str(file), "space.counts=[1]", "scorers=[add_one]", "measure=null", "controls.random=0"]
+    command += [f"calibration.tasks=[{{name: file, path: {data}}}]", "controls.patterns=[]", "--output", str(folder)]
+
+    def ask(question: str, *options: str) -> int:
+        rows = [{"prompt": 9 * f"{question}{number}? ", "answer": str(number)} for number in range(3)]
+        data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return main([*command, *options])
+
+    assert ask("How much is ") == 0
+    assert ask("How much is ") == 0
+    before = (folder / "choices.jsonl").read_bytes()
+    assert ask("Name what follows ") == 2
+    assert "when add_one(metric=nll) chose 1 of the units over w16-s4-both, the samples" in capsys.readouterr().err
+    assert (folder / "choices.jsonl").read_bytes() == before
+    assert ask("Name what follows ", "--fresh") == 0
+    assert lines(folder / "choices.jsonl")[0]["nll"] != json.loads(before)["nll"]
+
+
+def test_choices_of_an_earlier_version_stand(file: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, mine := tmp_path / "mine")
+    old = [{key: value for key, value in one.items() if key != "subject"} for one in lines(mine / "choices.jsonl")]
+    (mine / "choices.jsonl").write_text("".join(f"{json.dumps(choice)}\n" for choice in old))
+    run_search(load_search(file, output=mine))
+    assert lines(mine / "choices.jsonl") == old
+    assert table(mine) == table(done)
+
+
+def test_another_seed_of_the_controls_draws_others_in_the_same_folder(file: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, mine := tmp_path / "mine")
+    run_search(load_search(file, ["controls.seed=1"], output=mine))
+    drawn = {row["recipe"]: row["n"] for row in table(mine) if row["role"] == "random set"}
+    assert list(drawn) == ["random[0, seed 1] 1 w16-s4-both"]
+    assert set(drawn.values()) == {"3"}

@@ -107,7 +107,9 @@ def test_fixed_patterns_and_random_sets_have_so_many_units(size: int, data: st.D
 def test_random_sets_differ_by_draw_and_by_seed() -> None:
     of = Candidate(BASE, tuple(range(8)), ("x",), 30, 9)
     units = all_units(Space(windows=(8,), counts=(8,)), SMOLLM2)
-    assert len({randomly(of, units, draw, seed).chosen for draw in range(10) for seed in range(2)}) == 20
+    found = [randomly(of, units, draw, seed) for draw in range(10) for seed in range(2)]
+    assert len({one.chosen for one in found}) == 20
+    assert len({one.name for one in found}) == 20, "the test's folder knows a recipe by its name"
 
 
 def test_a_pattern_names_layers() -> None:

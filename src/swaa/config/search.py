@@ -91,7 +91,7 @@ class Search:
         object.__setattr__(self, "output", Path(self.output))
 
     def _check_held_out(self) -> None:
-        """Refuse a test whose samples have chosen what it is to judge."""
+        """Refuse a test whose samples have chosen what it is to judge, and a second stage on those of the first."""
         for name, seed in (("calibration", self.calibration.seed), ("halving", self.halving.seed)):
             if seed == self.test.seed:
                 raise UserError(
@@ -99,6 +99,11 @@ class Search:
                     "Set test.seed to another number."
                 )
         check_apart({"calibration": self.calibration, "test": self.test}, owner="Search")
+        if self.halving.seed == self.calibration.seed and any(task.sized for task in self.calibration.tasks):
+            raise UserError(
+                f"Search.halving.seed: {self.halving.seed} is calibration.seed, too, and the second stage is to have "
+                "other samples than the first. Set halving.seed to another number."
+            )
 
     @property
     def request_length(self) -> int:

@@ -19,8 +19,13 @@ def own_code(recipes: Iterable[Recipe]) -> dict[str, str]:
     be read (typed into an interpreter) is left out.
     """
     classes = {type(part) for recipe in recipes for part in _parts(recipe)}
-    own = sorted((one for one in classes if _is_foreign(one)), key=lambda one: one.__name__)
-    return {one.__name__: digest for one in own if (digest := _digest(one)) is not None}
+    digests = {one.__name__: code_of(one) for one in sorted(classes, key=lambda one: one.__name__)}
+    return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def code_of(one: type) -> str | None:
+    """The SHA-256 of a foreign class, as in :func:`own_code`; None of swaa's own, and where no source can be read."""
+    return _digest(one) if _is_foreign(one) else None
 
 
 def _parts(recipe: Recipe) -> Iterator[object]:

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from swaa.config import Experiment, Search
 from swaa.engine.grid import context_of
+from swaa.engine.own_code import code_of
 from swaa.engine.progress import make_progress, print_line
+from swaa.engine.resumable import MEND
 from swaa.engine.samples import make_samples
 from swaa.errors import UserError, invalid
 from swaa.hf import apply_policy, model_shape
@@ -116,14 +118,16 @@ def find(search: Search, scorers: Sequence[Scorer], folder: SearchFolder, consol
             cannot be made or are too few.
     """
     model, tokenizer = _load(search, console)
+    with apply_policy(model, bases(search.space)[0].policy, kernel=search.model.kernel):
+        pass  # refuses a model whose layers cannot be switched; of some, not even their attention heads are known
     shape = model_shape(model)
     check_counts(search.space, shape)
-    check_request(search, context_of(model))
     for index, pattern in enumerate(search.controls.patterns):
         patterned(bases(search.space)[0], pattern, shape, f"controls.patterns[{index}]")
     cost_model = CostModel.of(search, shape, model.device.type)
     cells = _affordable(search, cost_model)
     check_precision(search, _test_samples(search, tokenizer, model))
+    check_request(search, context_of(model))  # whose length is that of the test where none is set: told above
     items = _items(search, tokenizer)
     book = ScoreBook(folder.path / SCORES)
     candidates: list[Candidate] = []
@@ -169,14 +173,26 @@ def _load(search: Search, console: Console) -> tuple[Any, Any]:
 def _choices(
     probe: Probe, base: Base, counts: Sequence[int], scorers: Sequence[Scorer], folder: SearchFolder
 ) -> list[Choice]:
-    """The choices over one base policy, from the record or made now."""
+    """The choices over one base policy, from the record or made now.
+
+    Raises:
+        UserError: a choice on record is of other samples, weights or code of a scorer than there are now.
+    """
     known, found = folder.choices(), []
     for scorer in scorers:
+        code = code_of(type(scorer))
+        subject = probe.subject if code is None else f"{probe.subject} {code[:16]}"
         for count in counts:
             choice = known.get((base.label, scorer.label, count))
+            if choice is not None and choice.subject not in ("", subject):
+                what = f"{scorer.label} chose {count} of the units over {base.label}"
+                raise UserError(
+                    f"{folder.path} holds results of a different search: when {what}, the samples (a file's rows, say), "
+                    f"the weights or the scorer's code were others. {MEND}"
+                )
             if choice is None:
                 chosen = scorer.choose(probe, count)
-                choice = Choice(base.label, scorer.label, count, chosen, float(probe.nll(chosen).mean()))
+                choice = Choice(base.label, scorer.label, count, chosen, float(probe.nll(chosen).mean()), subject)
                 folder.add(choice)
             found.append(choice)
     return found

@@ -42,6 +42,7 @@ class Choice:
         count: units that were asked for.
         chosen: those that keep full attention, in order.
         nll: mean NLL of the right answers on the calibration samples under this choice, in nats a token.
+        subject: digest of what it was chosen on and by; empty where an earlier version chose.
     """
 
     base: str
@@ -49,6 +50,7 @@ class Choice:
     count: int
     chosen: tuple[Unit, ...]
     nll: float
+    subject: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:

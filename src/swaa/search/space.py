@@ -126,7 +126,8 @@ def randomly(of: Candidate, units: Sequence[Unit], draw: int, seed: int) -> Cand
     """A random control of as many of the ``units`` as a candidate has; the same for the same draw and seed."""
     count = len(of.chosen)
     drawn = random.Random(f"{seed}/{draw}/{count}").sample(list(units), count)
-    return replace(of, chosen=in_order(drawn), origins=(f"random[{draw}]",))
+    name = f"random[{draw}]" if seed == 0 else f"random[{draw}, seed {seed}]"  # another seed's is another recipe
+    return replace(of, chosen=in_order(drawn), origins=(name,))
 
 
 def patterned(base: Base, pattern: str, shape: ModelShape, field: str) -> Candidate:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -40,13 +41,22 @@ class Scorer(ABC):
         """The ``count`` units that should keep full attention, by layer: the best scores, ties to the earlier unit.
 
         Raises:
-            UserError: the model has not so many units; and what :meth:`score` raises.
+            UserError: the model has not so many units, or the scores are not one finite number for each; and what
+                :meth:`score` raises.
         """
         units = self.units(probe)
         check_count(count, len(units))
-        scores = self.score(probe) if 0 < count < len(units) else (0.0,) * len(units)
+        scores = self._checked(self.score(probe), units) if 0 < count < len(units) else (0.0,) * len(units)
         ranked = sorted(range(len(units)), key=lambda place: -scores[place])  # stable: ties to the earlier
         return in_order(units[place] for place in ranked[:count])
+
+    def _checked(self, scores: Sequence[float], units: Sequence[Unit]) -> Sequence[float]:
+        """The scores, which rank the units: as many, and each a finite number."""
+        if len(scores) == len(units) and all(math.isfinite(score) for score in scores):
+            return scores
+        accepted = f"{len(units)} finite numbers, one for each of the model's {'heads' if self.by_head else 'layers'}"
+        mend = "Correct the scorer."
+        raise invalid(f"{type(self).__name__}.score", accepted=accepted, got=scores, mend=mend)
 
     def units(self, probe: Probe) -> tuple[Unit, ...]:
         """What may be chosen, in the order of the scores: layers, or ``(layer, head)``."""
