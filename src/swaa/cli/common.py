@@ -55,7 +55,7 @@ def make_console() -> Console:
 
     class OurConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise
+            raise  # what rich has just caught: it would exit with 1 here
 
     console = OurConsole()
     return console if console.is_terminal else OurConsole(width=160)
