@@ -194,8 +194,9 @@ def test_a_damaged_download_is_one_message(
     assert f"Delete the folder {folder} and run `swaa fetch" in message
 
 
-def test_nobody_reading_on_is_no_traceback() -> None:
-    code = "import sys; from swaa.cli import main; sys.exit(main(['draw', 'SlidingWindow(400)']))"
+@pytest.mark.parametrize("argv", [["draw", "SlidingWindow(400)"], ["ls", "scores"]], ids=["print", "rich"])
+def test_nobody_reading_on_is_no_traceback(argv: list[str]) -> None:
+    code = f"import sys; from swaa.cli import main; sys.exit(main({argv}))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.close()  # before anything is written

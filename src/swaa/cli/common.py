@@ -53,8 +53,12 @@ def make_console() -> Console:
     """Standard output; wide enough for any table where it is no terminal."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # what rich has just caught: it would exit with 1 here
+
+    console = OurConsole()
+    return console if console.is_terminal else OurConsole(width=160)
 
 
 def say(console: Console, line: str) -> None:
