@@ -59,7 +59,7 @@ def test_what_is_measured_comes_back_from_its_file(tmp_path: Path) -> None:
 
 def test_the_search_of_the_repository_is_one(tmp_path: Path) -> None:
     search = load_search(EXPERIMENTS / "search-smollm2.yaml")
-    assert [scorer.name for scorer in parse_scorers(search)] == ["add_one", "drop_one"]
+    assert [scorer.name for scorer in parse_scorers(search)] == ["gate_gradient", "add_one", "drop_one"]
     with pytest.raises(UserError, match=r"this is a search, not an experiment. Run it with: swaa search"):
         load_experiment(EXPERIMENTS / "search-smollm2.yaml")
     with pytest.raises(UserError, match=r"this is an experiment, not a search. Run it with: swaa run"):

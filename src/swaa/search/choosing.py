@@ -185,10 +185,10 @@ def _choices(
         for count in counts:
             choice = known.get((base.label, scorer.label, count))
             if choice is not None and choice.subject not in ("", subject):
-                what = f"{scorer.label} chose {count} of the units over {base.label}"
                 raise UserError(
-                    f"{folder.path} holds results of a different search: when {what}, the samples (a file's rows, say), "
-                    f"the weights or the scorer's code were others. {MEND}"
+                    f"{folder.path} holds results of a different search: when {scorer.label} chose {count} of the "
+                    f"units over {base.label}, the samples (a file's rows, say), the weights or the scorer's code were "
+                    f"others. {MEND}"
                 )
             if choice is None:
                 chosen = scorer.choose(probe, count)
