@@ -17,6 +17,7 @@ from swaa.errors import UserError
 from swaa.policies import FullAttention, SlidingWindow, bind
 from swaa.search.budget import CostModel, Costs, check_met, excess
 from swaa.search.choices import Unit, spread
+from swaa.search.folder import recipe_file
 from swaa.search.space import (
     Base,
     Candidate,
@@ -116,6 +117,12 @@ def test_a_pattern_names_layers() -> None:
     assert patterned(BASE, "1::2", SHAPE, "p").chosen == (1, 3)
     with pytest.raises(UserError, match=r"controls.patterns\[0\]: layer 7 is out of range: this model has 5"):
         patterned(BASE, "7:8", SHAPE, "controls.patterns[0]")
+
+
+def test_patterns_that_name_other_layers_have_files_of_their_own() -> None:
+    patterns = ["1:3", "1,3", "::2", "0,2", ":2", "2:", "-2:", ":-2", "1::2"]
+    names = [patterned(BASE, pattern, SHAPE, "p").name for pattern in patterns]
+    assert len({recipe_file(name) for name in names}) == len(patterns)
 
 
 def test_equal_choices_are_one_candidate_of_all_that_chose_it() -> None:

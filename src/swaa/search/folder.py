@@ -136,5 +136,6 @@ def _parse_choice(line: str) -> Choice:
 
 def recipe_file(name: str) -> str:
     """The file of a recipe, relative to the folder of the search."""
-    slug = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name).strip("-")
+    name = name.replace(":", "_")  # else ::2 and :-2 would have one file
+    slug = "".join(letter if letter.isalnum() or letter in "-._," else "-" for letter in name).strip("-")
     return f"{RECIPES}/{slug}.yaml"
