@@ -34,7 +34,7 @@ def card(file: Path, overrides: list[str], *entries: Entry, best: list[int] | No
 
 def test_the_card_tells_layers_stages_and_budget_in_words(file: Path) -> None:
     told = card(file, ["budget.max_full_layers=4"], CHOSEN, PATTERN)
-    assert "**r3**: Full attention on layers 3; as a policy: `(SlidingWindow(128)" in told
+    assert "**r3**: Full attention on layer 3; as a policy: `(SlidingWindow(128)" in told
     assert "Budget: at most 4 layers with full attention, KV at most 0.6 of full attention's. Request:" in told
     assert "1. The scorers chose 2 candidates within the budget, on 2 samples of needle_single (400 tokens" in told
     assert "\n2. 1 of them, the best there by NLL and cost, went on to 2 other samples of needle_single (seed" in told

@@ -211,11 +211,12 @@ def _chosen(outcome: Outcome, found: Found) -> list[str]:
         rivals = [each for each in rivals if len(each.candidate.chosen) == len(candidate.chosen)]
         better = sum((each.calibration_nll or 0.0) < (scored.calibration_nll or 0.0) for each in rivals)
         by = ", ".join(candidate.origins) if candidate.chosen else "nothing: no unit keeps full attention"
-        unit = "heads" if isinstance(next(iter(candidate.chosen), 0), tuple) else "layers"
+        kind = "head" if isinstance(next(iter(candidate.chosen), 0), tuple) else "layer"
+        unit = kind + "s" * (len(candidate.chosen) != 1)
         where = f"Full attention on {unit} {', '.join(candidate.units)}; as a policy: " if candidate.chosen else ""
         parts.append(
             f"**{one.name}**: {where}`{candidate.policy!r}`\n\nChosen by {by}. Calibration NLL "
-            f"{number(scored.calibration_nll)} nats a token, {_place(better)} of {len(rivals)} that cost as much; "
+            f"{number(scored.calibration_nll)} nats a token, {_place(better)} of {len(rivals)} with as many; "
             f"second stage: NLL {number(scored.validation_nll)}, accuracy {number(scored.validation_accuracy)}."
         )
     return parts
