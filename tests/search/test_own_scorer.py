@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from swaa.cli import main
 from swaa.errors import UserError
 from swaa.policies import load_plugin
 from swaa.search.probe import Probe
-from swaa.search.scorers import parse_scorer
+from swaa.search.scorers import parse_scorer, registry
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "examples" / "block_influence.py"
@@ -61,6 +59,7 @@ space: {{windows: [16], counts: [2]}}
 scorers: [block_influence]
 halving: {{num_examples: 2}}
 controls: {{random: 0}}
+measure: null
 test: {{tasks: [{{name: needle_single}}], lengths: [400], num_examples: 2, seed: 7}}
 decoding: {{max_new_tokens: 2}}
 """)
@@ -105,14 +104,18 @@ def test_scores_that_rank_nothing_are_refused(scores: str, tmp_path: Path) -> No
         parse_scorer(name).choose(probe, 1)
 
 
-def test_a_scorer_whose_code_has_changed_is_another_search(file: Path, tmp_path: Path) -> None:
-    """In processes of their own, as a module is imported once."""
-    command = [sys.executable, "-m", "swaa", "search", str(file), "space.counts=[1]", "scorers=[Changing]"]
-    command += [f"plugins=[{tmp_path / 'Changing.py'}]", "measure=null", "controls.random=0", "controls.patterns=[]"]
-    ended = []
+def test_a_scorer_whose_code_has_changed_is_another_search(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each time from a folder of its own, and known to nobody before, as in a process of its own."""
+    known, ended = dict(registry._scorers), []
+    command = ["search", str(file), "space.counts=[1]", "scorers=[Changing]", "measure=null", "controls.random=0"]
+    command += ["controls.patterns=[]", "--output", str(tmp_path / "out")]
     for scores in ("(9.0, 1.0, 1.0, 1.0)", "(9.0,  1.0, 1.0, 1.0)", "(1.0, 9.0, 1.0, 1.0)"):
-        own(tmp_path, "Changing", scores)
-        ended.append(subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True))
-    assert [one.returncode for one in ended] == [0, 0, 2], ended[-1].stderr
-    assert "when Changing chose 1 of the units over w16-s4-both" in ended[-1].stderr
-    assert "the weights or the scorer's code were others. Choose another folder with --output" in ended[-1].stderr
+        monkeypatch.setattr(registry, "_scorers", dict(known))
+        (folder := tmp_path / str(len(ended))).mkdir()
+        ended.append(main([*command, f"plugins=[{own(folder, 'Changing', scores)}]"]))
+    told = capsys.readouterr().err
+    assert ended == [0, 0, 2], told
+    assert "when Changing chose 1 of the units over w16-s4-both" in told
+    assert "the weights or the scorer's code were others. Choose another folder with --output" in told
