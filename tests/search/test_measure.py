@@ -313,7 +313,7 @@ def test_other_rounds_are_measured_anew_and_null_measures_nothing(
 def test_an_interrupted_measurement_is_made_anew_in_one_session(file: Path, done: Path, tmp_path: Path) -> None:
     shutil.copytree(done, mine := tmp_path / "mine")
     shutil.rmtree(mine / "bench")
-    rounds = 40
+    rounds = 12
     search = load_search(file, [f"measure.rounds={rounds}", "measure.check_length=0"], output=mine)
 
     def stop_after_some() -> None:
