@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,41 @@ def test_the_first_ctrl_c_stops_in_order_and_the_second_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), stoppable():
         stubborn()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_a_request_that_a_destructor_swallowed_is_made_again(how: signal.Signals) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(how)
+
+    told: list[object] = []
+    before = sys.unraisablehook, signal.getsignal(how)
+    deadline = time.monotonic() + PATIENCE
+
+    def run() -> None:
+        with stoppable():
+            thing = Dying()
+            del thing
+            told.append("swallowed")
+            while time.monotonic() < deadline:
+                time.sleep(0.001)
+
+    with pytest.raises(StopRequested):
+        run()
+    assert told == ["swallowed"]
+    assert (sys.unraisablehook, signal.getsignal(how)) == before
+
+
+def test_other_errors_of_destructors_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            raise ValueError
+
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(found.exc_type))
+    with stoppable():
+        thing = Dying()
+        del thing
+    assert told == [ValueError]

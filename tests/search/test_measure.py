@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from engine.conftest import make_model
 from swaa.cli import main
 from swaa.config import Search, load_search
 from swaa.engine import Interrupted
+from swaa.engine.bench_folder import BenchFolder
 from swaa.hf import apply_policy, held_bytes
 from swaa.policies import FullAttention, SlidingWindow, parse_policy
 from swaa.report import bench_table
@@ -310,29 +309,29 @@ def test_other_rounds_are_measured_anew_and_null_measures_nothing(
     assert "(measured" not in capsys.readouterr().out
 
 
-def test_an_interrupted_measurement_is_made_anew_in_one_session(file: Path, done: Path, tmp_path: Path) -> None:
+def test_an_interrupted_measurement_is_made_anew_in_one_session(
+    file: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(done, mine := tmp_path / "mine")
     shutil.rmtree(mine / "bench")
-    rounds = 12
-    search = load_search(file, [f"measure.rounds={rounds}", "measure.check_length=0"], output=mine)
+    search = load_search(file, ["measure.check_length=0"], output=mine)
+    append = BenchFolder.append
 
-    def stop_after_some() -> None:
-        runs = mine / "bench" / "runs.jsonl"
-        while not runs.exists() or runs.read_text().count("\n") < 4:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(folder: BenchFolder, entry: Any) -> None:
+        append(folder, entry)
+        if isinstance(entry, Run):
+            os.kill(os.getpid(), signal.SIGINT)
 
-    watch = threading.Thread(target=stop_after_some)
-    watch.start()
-    with pytest.raises(Interrupted, match="Interrupted; what was measured is kept in"):
-        run_search(search)
-    watch.join()
-    assert len(records(mine, "run")) < rounds * (1 + len(won(mine)))
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchFolder, "append", interrupted)
+        with pytest.raises(Interrupted, match="Interrupted; what was measured is kept in"):
+            run_search(search)
+    assert len(records(mine, "run")) == 1
     card = (mine / "card.md").read_text()
     assert "Nothing was measured yet: the search was interrupted." in card
     assert "## How each was chosen" in card
     run_search(search)
-    check_measured(mine, rounds)
+    check_measured(mine)
 
 
 def test_a_winner_that_differs_from_its_policy_is_not_timed(

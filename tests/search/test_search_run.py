@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +22,7 @@ from swaa.engine import Interrupted, run_experiment
 from swaa.hf import apply_policy
 from swaa.hf.loading import load
 from swaa.policies import parse_policy
-from swaa.search.folder import SearchFolder
+from swaa.search.folder import Choice, SearchFolder
 from swaa.search.run import run_search
 
 
@@ -94,20 +92,22 @@ def test_a_search_that_has_ended_measures_nothing_again(file: Path, done: Path) 
     assert table(done) == rows
 
 
-def test_an_interrupted_search_goes_on_to_the_same_result(file: Path, done: Path) -> None:
+def test_an_interrupted_search_goes_on_to_the_same_result(
+    file: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = load_search(file, output=file.parent / "cut")
     choices = search.output / "choices.jsonl"
+    add = SearchFolder.add
 
-    def stop_after_two() -> None:
-        while not choices.exists() or choices.read_text().count("\n") < 2:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(folder: SearchFolder, choice: Choice) -> None:
+        add(folder, choice)
+        if len(lines(choices)) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    watch = threading.Thread(target=stop_after_two)
-    watch.start()
-    with pytest.raises(Interrupted, match="Interrupted; what was measured is kept in"):
-        run_search(search)
-    watch.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchFolder, "add", interrupted)
+        with pytest.raises(Interrupted, match="Interrupted; what was measured is kept in"):
+            run_search(search)
     assert not (search.output / "card.md").exists()
     kept = choices.read_text()
     choices.write_text(f"{kept}{{'torn")
