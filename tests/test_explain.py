@@ -121,6 +121,20 @@ def test_explanation_is_json_and_prints() -> None:
     assert "AVX-512" in text, "the machine that times are predicted for"
 
 
+def test_chunks_that_auto_takes_are_told_and_timed() -> None:
+    sliding = SlidingWindow(256) | SinkTokens(10)
+    smollm2 = ModelShape(num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64)
+    data = explain(sliding, smollm2, 8192, 7)
+    assert data["prefill_chunk_size"] == 2048
+    predicted = predict(sliding, smollm2, 8192, 7, CPU_BFLOAT16, chunk=2048)
+    assert data["time"]["chunked_prefill"] == predicted.prefill < data["time"]["prefill"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(explanation_table(data))
+    assert "in chunks of 2,048, s" in console.export_text()
+    data = explain(RECIPE, SHAPE, 8192, 7)
+    assert (data["prefill_chunk_size"], data["time"]["chunked_prefill"]) == (None, None)
+
+
 def test_times_are_predicted_for_the_machine_given() -> None:
     slow = dataclasses.replace(CPU_BFLOAT16, name="slow", linear_flops=CPU_BFLOAT16.linear_flops / 100)
     time = explain(RECIPE, SHAPE, 4000, 7, machine=slow)["time"]

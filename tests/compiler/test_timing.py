@@ -55,6 +55,20 @@ def test_the_floor_counts_every_weight_once_a_token() -> None:
     assert floor_step_work(SHAPE).weight_bytes == 2 * (30 * SHAPE.layer_weights + SHAPE.head_weights)
 
 
+def test_in_chunks_the_head_is_computed_for_each() -> None:
+    work = floor_work(SHAPE, 9, 4)
+    assert work.linear_flops == 0
+    assert work.chunked_linear_flops == 2 * (9 * 30 * SHAPE.layer_weights + 3 * SHAPE.head_weights)
+    assert work.passes == 3
+    whole, chunks = prefill_work(POLICY, SHAPE, 8192), prefill_work(POLICY, SHAPE, 8192, chunk=2048)
+    assert chunks.blockwise_flops == whole.blockwise_flops
+    assert (chunks.linear_flops, whole.chunked_linear_flops) == (0, 0)
+    assert (chunks.policy_calls, whole.policy_calls) == (4 * 30, 30)
+    predicted = predict(POLICY, SHAPE, 8192, 5, CPU_BFLOAT16, chunk=2048)
+    assert predicted.prefill == CPU_BFLOAT16.seconds(chunks)
+    assert predicted.full_prefill == CPU_BFLOAT16.seconds(full_prefill_work(SHAPE, 8192))
+
+
 @pytest.mark.parametrize("kernel", ["blockwise", "flex"])
 def test_attention_is_counted_in_whole_blocks(kernel: str) -> None:
     length, (height, width) = 700, BLOCK_SIZES["blockwise" if kernel == "blockwise" else "flex on CPU"]

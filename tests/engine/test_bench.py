@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -16,10 +17,13 @@ import torch
 from rich.console import Console
 
 import swaa
+from swaa.compiler import chunking
+from swaa.compiler.timing import CPU_FLOAT32
 from swaa.config import Baseline, Benchmark, load_benchmark
 from swaa.engine import bench_memory, bench_rows
 from swaa.engine.bench import load_model, make_prompt, run_benchmark
 from swaa.engine.bench_check import Checker
+from swaa.engine.bench_expect import benchmark_shape, expectations
 from swaa.engine.bench_measure import LeftOut, Reading, stream, time_request
 from swaa.engine.bench_memory import watch_memory
 from swaa.engine.bench_rows import ModelRow, make_row
@@ -28,6 +32,8 @@ from swaa.errors import UserError
 from swaa.hf import held_bytes
 from swaa.hf.baselines import make_config, native_window_model, random_model
 from swaa.hf.shape import model_shape, shape_of
+from swaa.policies import parse_policy
+from swaa.recipe import Recipe
 from swaa.report.bench import Run
 
 LAYERS, HEADS, KV_HEADS, SIZE = 2, 4, 2, 8
@@ -168,7 +174,7 @@ def test_the_floor_attends_to_nothing(bench: Callable[..., Benchmark], model: An
     other = prompt_of(40)
     other[0, :-1] = 3
     with torch.no_grad(), row.dressed():
-        first, second = (next(stream(model, ids, row.reading))[0] for ids in (prompt_of(40), other))
+        first, second = (next(stream(model, ids, row.reading(ids.shape[1])))[0] for ids in (prompt_of(40), other))
     torch.testing.assert_close(first, second)
     assert row.request(prompt_of(40), 3).kv_bytes is None
     assert model.config._attn_implementation == "sdpa"
@@ -224,6 +230,44 @@ def test_what_is_right_is_found_equal(bench: Callable[..., Benchmark], dtype: st
         assert check.found["float32_difference"] < 1e-4
         assert ("dtype_error" in check.found) == (dtype == "bfloat16")
     assert checked(asked, Baseline("floor")) is None
+
+
+def test_what_is_read_in_planned_chunks_is_found_equal(
+    bench: Callable[..., Benchmark], model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunking, "CHUNK_ON_CPU", 8)
+    asked = bench("prefill_chunk_size=auto")
+    read = Recipe("read", parse_policy("SlidingWindow(8).in_phase('prefill')"))
+    chunks = {}
+    for entry in (*asked.recipes, read, Baseline("full"), Baseline("floor"), Baseline("native_window", window=WINDOW)):
+        row = make_row(entry, asked, model)
+        assert isinstance(row, ModelRow)
+        chunks[entry.name] = row.reading(40).chunk
+        assert row.reading(15).chunk is None
+        check = checked(asked, entry)
+        assert check is None or check.equal, check
+    assert chunks == {"sliding": 8, "by phase": None, "read": 8, "full": None, "floor": 8, "native_window": None}
+    lengths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda own, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    row = make_row(asked.recipes[0], asked, model)
+    row.request(prompt_of(40), 3)
+    assert lengths == [8, 8, 8, 8, 8, 1, 1]
+
+
+def test_chunks_that_are_planned_are_predicted_and_others_are_not(bench: Callable[..., Benchmark]) -> None:
+    shape, length = benchmark_shape(bench()), 8192
+    fast = dataclasses.replace(CPU_FLOAT32, linear_flops=1e9, chunked_linear_flops=1e12)
+    found = {
+        size: expectations(bench(f"prefill_chunk_size={size}", f"lengths=[{length}]"), shape, fast)
+        for size in ("null", "auto", "512")
+    }
+    plan = {name: {row: cell.prefill for (row, _), cell in cells.items()} for name, cells in found.items()}
+    for row in ("sliding", "floor"):
+        assert plan["auto"][row] < plan["null"][row]
+        assert plan["512"][row] is None
+    assert plan["auto"]["full"] == plan["null"]["full"] == 1
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:

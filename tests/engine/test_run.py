@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from swaa.compiler import chunking
 from swaa.config import load_experiment
-from swaa.engine import run_experiment
+from swaa.engine import decode, run_experiment
 from swaa.engine.folder import RunFolder
 from swaa.errors import UserError
 from swaa.report import Record, read_records, read_run
+
+FORWARD = decode._forward
 
 
 def comparable(path: Path) -> list[dict[str, Any]]:
@@ -51,14 +56,35 @@ def check_record(record: Record) -> None:
     assert record.versions.keys() == {"python", "swaa", "torch", "transformers", "lightning"}
 
 
-def test_prompts_read_in_chunks_give_the_same_records(experiment_file: Path, tmp_path: Path) -> None:
-    few = ["num_examples=1", "lengths=[400]"]
-    for name, overrides in (("whole", few), ("chunks", [*few, "model.prefill_chunk_size=64"])):
+def test_prompts_read_in_chunks_give_the_same_records(
+    experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, passes = ["num_examples=1", "lengths=[400]"], {}
+    for name, size in (("whole", "null"), ("chunks", "64"), ("auto", "auto")):
+        lengths: list[int] = []
+        monkeypatch.setattr(decode, "_forward", counting(lengths))
+        monkeypatch.setattr(chunking, "CHUNK_ON_CPU", 100)
+        overrides = [*few, f"model.prefill_chunk_size={size}"]
         run_experiment(load_experiment(experiment_file, overrides, output=tmp_path / name))
-    whole, chunks = (comparable(tmp_path / name / "records.jsonl") for name in ("whole", "chunks"))
+        passes[name] = [length for length in lengths if length > 50]  # the others read answers, or the rest of a prompt
+    whole, chunks, auto = (comparable(tmp_path / name / "records.jsonl") for name in passes)
     assert chunks == whole
+    assert auto == whole
+    assert passes["whole"] == 6 * [400]
+    assert passes["chunks"] == 36 * [64]
+    assert sorted(passes["auto"]) == 8 * [100] + 4 * [400], "one recipe of the three slides in all layers"
     with pytest.raises(UserError, match=r"prefill_chunk_size: expected .*, got 0"):
         load_experiment(experiment_file, ["model.prefill_chunk_size=0"])
+
+
+def counting(lengths: list[int]) -> Callable[..., Any]:
+    """The engine's forward pass, which notes how many tokens it is given."""
+
+    def noted(model: Any, ids: torch.Tensor, *args: Any, **options: Any) -> Any:
+        lengths.append(ids.shape[1])
+        return FORWARD(model, ids, *args, **options)
+
+    return noted
 
 
 def test_a_finished_run_is_not_run_again_and_needs_no_model(

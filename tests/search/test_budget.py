@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import fields
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from swaa.compiler.shape import ModelShape
 from swaa.compiler.timing import CPU_FLOAT32, Machine, prefill_work, step_work
-from swaa.config import Budget
+from swaa.config import Budget, Search
 from swaa.policies import FullAttention, SlidingWindow
 from swaa.search.budget import CostModel, Costs, excess
 
@@ -51,6 +52,23 @@ def test_a_candidates_ratio_is_over_transformers_own_attention(machine: Machine,
     if new_tokens > 1:
         own += (new_tokens - 1) * machine.seconds(step_work(policy, shape, length, new_tokens - 1))
     assert model.costs(policy, 0).time_ratio == pytest.approx(own / full)
+
+
+def test_planned_chunks_are_on_the_bill() -> None:
+    fast = dataclasses.replace(CPU_FLOAT32, chunked_linear_flops=1e15, passes=1e9, policy_calls=1e9)
+    whole = model_of(fast, 8192)
+    planned = dataclasses.replace(whole, plans_chunks=True)
+    assert planned.costs(SlidingWindow(16), 0).time_ratio < whole.costs(SlidingWindow(16), 0).time_ratio
+    assert planned.costs(FullAttention(), 4) == whole.costs(FullAttention(), 4)
+    asked = {
+        "calibration": {"tasks": [{"name": "needle_single"}], "length": 400},
+        "space": {"windows": [16], "counts": [0]},
+        "scorers": ["add_one"],
+    }
+    asked |= {"test": {"tasks": [{"name": "needle_single"}], "lengths": [300]}}
+    for size, plans in (("auto", True), (None, False), (64, False)):
+        search = Search.from_dict({**asked, "model": {"name": "m", "prefill_chunk_size": size}}, output="out")
+        assert CostModel.of(search, whole.shape, "cpu").plans_chunks is plans
 
 
 def test_a_policy_that_saves_nothing_costs_its_calls() -> None:

@@ -1,6 +1,7 @@
 """The compiler: one predicate, read as a kernel, a block mask, a dense mask, a retention rule and a cost."""
 
 from swaa.compiler.blocks import block_mask
+from swaa.compiler.chunking import prefill_chunk
 from swaa.compiler.cost import Cost, LayerCost, estimate_cost
 from swaa.compiler.dense import dense_mask
 from swaa.compiler.kernel import mask_mod
@@ -30,5 +31,6 @@ __all__ = [
     "estimate_cost",
     "live_keys",
     "mask_mod",
+    "prefill_chunk",
     "receptive_field",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
+from swaa.compiler.chunking import prefill_chunk
 from swaa.compiler.cofactors import choices, in_phase
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.layout import TokenLayout
@@ -39,15 +41,19 @@ def explain(
         and scores, with its layer indices, the policy of each phase, the scores, shares of full attention's pairs and
         KV, the kernel of each phase, and ``notes``: what the figures cannot say), ``totals`` (pairs, FLOPs, bytes,
         receptive field), ``time`` (predicted seconds of prefill, decode step and request, full attention's, and the
-        ratios; the name of the machine), and the sizes asked about.
+        ratios; of a prefill in chunks, or None; the name of the machine), ``prefill_chunk_size`` (tokens of the chunks
+        that ``auto`` takes, or None) and the sizes asked about.
 
     Raises:
         UserError: as :func:`swaa.compiler.estimate_cost`.
     """
     cost = estimate_cost(policy, shape, prompt_length, new_tokens)
     machine = machine or default_machine(device_type, shape.bytes_per_value)
-    options = {"device_type": device_type, "kernel": kernel}
-    predicted = predict(policy, shape, prompt_length, new_tokens, machine, **options)
+    ask = functools.partial(
+        predict, policy, shape, prompt_length, new_tokens, machine, device_type=device_type, kernel=kernel
+    )
+    predicted = ask()
+    chunk = prefill_chunk(policy, shape.num_layers, shape.num_heads, prompt_length, device_type)
     bound = bind(policy, shape.num_layers, shape.num_heads)
     prompt = TokenLayout.contiguous(prompt_length)
     decode_job = Job(1, prompt_length + 1, device_type, is_square=False)
@@ -91,6 +97,7 @@ def explain(
         "head_dim": shape.head_dim,
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
+        "prefill_chunk_size": chunk,
         "layers": layers,
         "totals": {
             "visible_pair_share": cost.visible_pair_share,
@@ -108,6 +115,7 @@ def explain(
             "prefill_ratio": predicted.prefill_ratio,
             "step_ratio": predicted.step_ratio,
             "request_ratio": predicted.request_ratio,
+            "chunked_prefill": None if chunk is None else ask(chunk=chunk).prefill,
             "machine": machine.name,
         },
     }

@@ -5,7 +5,7 @@ attention kernel over the pairs that it really computes, bytes read by a decode 
 machine is how much of each kind it does in a second (:class:`Machine`). Seconds are the sum over the kinds, so a
 machine can be fitted to measured times by linear least squares (:func:`fit`); nothing is fitted per policy.
 
-One sample at a time; a prefill in one pass.
+One sample at a time. A prefill in chunks is one of layers that attend to blocks: see :mod:`swaa.compiler.chunking`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Work:
     """What is to be done, by kind.
 
     Attributes:
-        linear_flops: operations of a prefill's matrix products, two for each weight and token.
+        linear_flops: operations of a prefill's matrix products, two for each weight and token, in one pass.
+        chunked_linear_flops: those of a prefill in chunks, whose results stay in the processor's cache.
         causal_flops, flex_flops, blockwise_flops, dense_flops: operations of a prefill's attention by kernel, four for
             each pair and entry of a head, over all pairs of the blocks that the kernel computes.
         weight_bytes: weights read by decode steps.
@@ -48,6 +49,7 @@ class Work:
     """
 
     linear_flops: float = 0.0
+    chunked_linear_flops: float = 0.0
     causal_flops: float = 0.0
     flex_flops: float = 0.0
     blockwise_flops: float = 0.0
@@ -76,6 +78,7 @@ class Machine:
 
     name: str
     linear_flops: float
+    chunked_linear_flops: float
     causal_flops: float
     flex_flops: float
     blockwise_flops: float
@@ -176,16 +179,21 @@ def predict(
     *,
     device_type: str = "cpu",
     kernel: str = "auto",
+    chunk: int | None = None,
 ) -> Prediction:
     """Predict a request's seconds under a policy and under full attention.
 
     The first new token comes with the prefill, each of the others by a decode step.
 
+    Args:
+        chunk: tokens of the prompt that are read at a time under the policy, as :func:`prefill_chunk` gives them; None
+            reads it in one pass, as full attention does.
+
     Raises:
         UserError: as :func:`swaa.compiler.estimate_cost`.
     """
-    options = {"device_type": device_type, "kernel": kernel}
-    prefill = machine.seconds(prefill_work(policy, shape, prompt_length, **options))
+    options: dict[str, Any] = {"device_type": device_type, "kernel": kernel}
+    prefill = machine.seconds(prefill_work(policy, shape, prompt_length, **options, chunk=chunk))
     full_prefill = machine.seconds(full_prefill_work(shape, prompt_length))
     steps = max(0, new_tokens - 1)
     step = machine.seconds(step_work(policy, shape, prompt_length, steps)) if steps else 0.0
@@ -193,8 +201,12 @@ def predict(
     return Prediction(prefill, step, prefill + steps * step, full_prefill, full_step, full_prefill + steps * full_step)
 
 
-def floor_work(shape: ModelShape, prompt_length: int) -> Work:
+def floor_work(shape: ModelShape, prompt_length: int, chunk: int | None = None) -> Work:
     """Everything of a prefill but attention: the weights of the layers for every token, the output head for one."""
+    if chunk is not None:  # the head computes the last token's logits in each of them, for nothing in all but one
+        passes = -(-prompt_length // chunk)
+        weights = shape.num_layers * shape.layer_weights * prompt_length + shape.head_weights * passes
+        return Work(chunked_linear_flops=2.0 * weights, passes=passes)
     weights = shape.num_layers * shape.layer_weights * prompt_length + shape.head_weights
     return Work(linear_flops=2.0 * weights, passes=1)
 
@@ -206,10 +218,17 @@ def full_prefill_work(shape: ModelShape, prompt_length: int) -> Work:
 
 
 def prefill_work(
-    policy: AttentionPolicy, shape: ModelShape, prompt_length: int, *, device_type: str = "cpu", kernel: str = "auto"
+    policy: AttentionPolicy,
+    shape: ModelShape,
+    prompt_length: int,
+    *,
+    device_type: str = "cpu",
+    kernel: str = "auto",
+    chunk: int | None = None,
 ) -> Work:
     """A prefill under a policy, each layer on the kernel that the plan gives it."""
-    work = floor_work(shape, prompt_length) + Work(policy_calls=shape.num_layers)
+    work = floor_work(shape, prompt_length, chunk)
+    work += Work(policy_calls=work.passes * shape.num_layers)
     layout = TokenLayout.contiguous(prompt_length, prompt_lengths=prompt_length)
     for layer, indices in bind(policy, shape.num_layers, shape.num_heads).distinct.items():
         job = Job(prompt_length, prompt_length, device_type, hides_nothing=hides_nothing(layer, layout))
@@ -292,6 +311,7 @@ def default_machine(device_type: str, bytes_per_value: int) -> Machine:
 CPU_BFLOAT16 = Machine(
     name="x86-64 CPU (AVX-512, AMX), bfloat16, one thread, 6 layers, provisional: see docs/performance.md",
     linear_flops=4.6e11,
+    chunked_linear_flops=6.5e11,
     causal_flops=2.6e11,
     flex_flops=1.2e11,
     blockwise_flops=1.4e11,
@@ -305,6 +325,7 @@ CPU_BFLOAT16 = Machine(
 CPU_FLOAT32 = Machine(
     name="x86-64 CPU (AVX-512), float32, one thread, 6 layers, provisional: see docs/performance.md",
     linear_flops=9.4e10,
+    chunked_linear_flops=9.4e10,
     causal_flops=1.1e11,
     flex_flops=1.0e11,
     blockwise_flops=1.5e11,
@@ -318,6 +339,7 @@ CPU_FLOAT32 = Machine(
 GPU = Machine(
     name="data-centre GPU (H100 class), bfloat16: from its data sheet at common efficiencies, not measured yet",
     linear_flops=5e14,
+    chunked_linear_flops=5e14,
     causal_flops=4e14,
     flex_flops=2.5e14,
     blockwise_flops=5e13,

@@ -13,6 +13,8 @@ from swaa.config.common import (
     DEVICES,
     DTYPES,
     KERNELS,
+    ChunkSize,
+    check_chunk_size,
     check_distinct_recipes,
     parse_each,
     read_fields,
@@ -108,7 +110,8 @@ class Benchmark:
         model: what runs.
         new_tokens: tokens generated after the prompt: the first comes with the prefill, the others by decode steps.
         repeats: timed runs of each row and length, round robin; there is a warm-up before.
-        prefill_chunk_size: tokens of the prompt read at a time by recipes and ``full``; None reads it in one pass.
+        prefill_chunk_size: tokens of the prompt read at a time by recipes, ``full`` and ``floor``; ``auto`` takes what
+            is fastest for each (:func:`swaa.compiler.prefill_chunk`); None reads it in one pass.
         check_length: prompt tokens of the comparison with the dense mask that precedes timing; None takes at most 640,
             0 leaves it out.
         seed: of the random prompts and, where there are, of the random weights.
@@ -123,7 +126,7 @@ class Benchmark:
     model: BenchmarkModel = field(default_factory=BenchmarkModel)
     new_tokens: int = 64
     repeats: int = 3
-    prefill_chunk_size: int | None = None
+    prefill_chunk_size: ChunkSize = None
     check_length: int | None = None
     seed: int = 0
     kvpress_python: str | None = None
@@ -137,9 +140,9 @@ class Benchmark:
             check_whole(f"Benchmark.lengths[{index}]", length, minimum=1)
         for name, least in (("new_tokens", 1), ("repeats", 1), ("seed", 0)):
             check_whole(f"Benchmark.{name}", getattr(self, name), minimum=least)
-        for name, least in (("prefill_chunk_size", 1), ("check_length", 0)):
-            if getattr(self, name) is not None:
-                check_whole(f"Benchmark.{name}", getattr(self, name), minimum=least)
+        check_chunk_size("Benchmark.prefill_chunk_size", self.prefill_chunk_size)
+        if self.check_length is not None:
+            check_whole("Benchmark.check_length", self.check_length, minimum=0)
         for name in ("kvpress_python", "output"):
             if getattr(self, name) is not None or name == "output":
                 value = getattr(self, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from swaa.errors import UserError, invalid
 from swaa.policies import load_plugin
@@ -18,6 +18,16 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KERNELS = ("auto", "flex", "blockwise", "dense")
 
+ChunkSize = int | Literal["auto"] | None
+"""Tokens of a prompt that are read at a time, as a user writes it."""
+
+
+def check_chunk_size(field: str, value: object) -> None:
+    """Refuse what is no :data:`ChunkSize`."""
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return
+    raise invalid(field, accepted="an int >= 1, 'auto' or null", got=value, mend="Leave it out to read all at once.")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -28,18 +38,18 @@ class ModelConfig:
         dtype: one of ``DTYPES``.
         device: one of ``DEVICES``; ``auto`` is a GPU where there is one.
         kernel: how attention is computed, one of ``KERNELS``; ``auto`` decides per layer.
-        prefill_chunk_size: tokens of a prompt that are read at a time, which bounds the memory; None reads all at once.
+        prefill_chunk_size: tokens of a prompt that are read at a time, which bounds the memory; ``auto`` goes by the
+            policy and the prompt (:func:`swaa.compiler.prefill_chunk`); None reads all at once.
     """
 
     name: str = DEFAULT_MODEL
     dtype: str = "float32"
     device: str = "auto"
     kernel: str = "auto"
-    prefill_chunk_size: int | None = None
+    prefill_chunk_size: ChunkSize = None
 
     def __post_init__(self) -> None:
-        if self.prefill_chunk_size is not None:
-            check_whole("ModelConfig.prefill_chunk_size", self.prefill_chunk_size, minimum=1)
+        check_chunk_size("ModelConfig.prefill_chunk_size", self.prefill_chunk_size)
         check_text("ModelConfig.name", self.name)
         check_choice("ModelConfig.dtype", self.dtype, DTYPES)
         check_choice("ModelConfig.device", self.device, DEVICES)

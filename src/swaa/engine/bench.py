@@ -208,7 +208,8 @@ def _report(benchmark: Benchmark, folder: BenchFolder, left_out: Mapping[str, st
     machine = default_machine(device_type(benchmark), shape.bytes_per_value)
     fitted = fitted_machine(benchmark, shape, wanted, f"fitted to {benchmark.output / files.RESULT}")
     tokens = "prefill only" if benchmark.new_tokens == 1 else f"{benchmark.new_tokens} new tokens"
-    chunks = f", chunks of {benchmark.prefill_chunk_size:,}" if benchmark.prefill_chunk_size else ""
+    size = benchmark.prefill_chunk_size
+    chunks = "" if size is None else ", chunks as planned" if size == "auto" else f", chunks of {size:,}"
     rows = tuple(entry.name for entry in entries)
     result = Result(
         title=f"{benchmark.model.label}, {benchmark.model.dtype}, {tokens}{chunks}",

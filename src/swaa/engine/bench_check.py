@@ -63,38 +63,38 @@ class Checker:
         found: dict[str, float] = {}
         equal = True
         if self._model.device.type == "cpu":
-            got = self._run(self._twin(entry, self._exact, kernel), tokens)
+            got = self._run(self._twin(entry, row, self._exact, kernel), tokens)
             found["float32_difference"] = _largest(got, reference) / max(float(x.abs().max()) for x in reference)
             equal = found["float32_difference"] <= FLOAT32_TOLERANCE
         if self._model.dtype != torch.float32:
-            got = self._run(self._twin(entry, self._model, kernel), tokens)
+            got = self._run(self._twin(entry, row, self._model, kernel), tokens)
             dense = self._dense(self._model, policy, tokens)
             found["dtype_error"] = _spread(got, reference)
             found["dense_dtype_error"] = _spread(dense, reference)
             equal &= found["dtype_error"] <= DTYPE_TOLERANCE * found["dense_dtype_error"] + 1e-6
         else:
-            got = self._run(self._twin(entry, self._model, kernel), tokens)
+            got = self._run(self._twin(entry, row, self._model, kernel), tokens)
         same = sum(int(logits_V.argmax()) == token for logits_V, token in zip(got, tokens, strict=True))
         return Check(row.name, row.hash, kernel, length, NEW_TOKENS, same, bool(equal), found)
 
-    def _twin(self, entry: Recipe | Baseline, model: Any, kernel: str) -> ModelRow:
-        """The row on ``model``, its prompt cut into at least two chunks if the benchmark's is cut."""
-        chunk = self._benchmark.prefill_chunk_size
+    def _twin(self, entry: Recipe | Baseline, row: ModelRow, model: Any, kernel: str) -> ModelRow:
+        """The row on ``model``, its prompt cut into at least two chunks if the longest one that is timed is cut."""
+        chunk = row.reading(max(self._benchmark.lengths)).chunk
         if chunk is not None:
             chunk = min(chunk, -(-self._prompt.shape[1] // 3))
         settings = self._benchmark.model
         if isinstance(entry, Recipe):
             settings = dataclasses.replace(settings, kernel=kernel)
-        row = make_row(entry, dataclasses.replace(self._benchmark, model=settings, prefill_chunk_size=chunk), model)
-        assert isinstance(row, ModelRow)
-        return row
+        twin = make_row(entry, dataclasses.replace(self._benchmark, model=settings, prefill_chunk_size=chunk), model)
+        assert isinstance(twin, ModelRow)
+        return twin
 
     def _dense(self, model: Any, policy: AttentionPolicy, tokens: Sequence[int] | None = None) -> list[Tensor]:
         dressed = under_policy(model, policy, kernel="dense", evict=False)
         return self._logits(model, dressed, Reading(tells_prompt=True), tokens)
 
     def _run(self, row: ModelRow, tokens: Sequence[int]) -> list[Tensor]:
-        return self._logits(row.model, row.dressed, row.reading, tokens)
+        return self._logits(row.model, row.dressed, row.reading(self._prompt.shape[1]), tokens)
 
     @torch.no_grad()
     def _logits(

@@ -26,6 +26,7 @@ from swaa.compiler.timing import (
     step_work,
 )
 from swaa.config import Baseline, Benchmark
+from swaa.engine.bench_rows import chunk_of
 from swaa.hf.loading import DTYPES
 from swaa.hf.shape import shape_of
 from swaa.recipe import Recipe
@@ -45,12 +46,15 @@ def device_type(benchmark: Benchmark) -> str:
 
 
 def expectations(benchmark: Benchmark, shape: ModelShape, machine: Machine) -> dict[tuple[str, int], Expected]:
-    """Shares of visible pairs and predicted ratios, by row and length; the model of time knows prefills in one pass."""
+    """Shares of visible pairs and predicted ratios, by row and length.
+
+    The model of time knows prefills in one pass and ``auto`` chunks, not those of a size that a user asked for.
+    """
     found = {}
     for length in benchmark.lengths:
         for entry in benchmark.entries:
             expected = _expected(entry, benchmark, shape, length, machine)
-            if benchmark.prefill_chunk_size is not None:
+            if isinstance(benchmark.prefill_chunk_size, int):
                 expected = dataclasses.replace(expected, prefill=None, request=None)
             found[entry.name, length] = expected
     return found
@@ -59,11 +63,12 @@ def expectations(benchmark: Benchmark, shape: ModelShape, machine: Machine) -> d
 def _expected(
     entry: Recipe | Baseline, benchmark: Benchmark, shape: ModelShape, length: int, machine: Machine
 ) -> Expected:
+    chunk = chunk_of(entry, benchmark, shape, length, device_type(benchmark))
     if isinstance(entry, Baseline):
         if entry.name != "floor":
             return Expected(1, 1, 1, 1, 1) if entry.name == "full" else Expected()
         steps = benchmark.new_tokens - 1
-        prefill, step = machine.seconds(floor_work(shape, length)), machine.seconds(floor_step_work(shape))
+        prefill, step = machine.seconds(floor_work(shape, length, chunk)), machine.seconds(floor_step_work(shape))
         full, full_step = (
             machine.seconds(work) for work in (full_prefill_work(shape, length), full_step_work(shape, length, steps))
         )
@@ -83,6 +88,7 @@ def _expected(
         machine,
         device_type=device_type(benchmark),
         kernel=benchmark.model.kernel,
+        chunk=chunk,
     )
     return Expected(prefill_pairs, decode_pairs, predicted.prefill_ratio, predicted.step_ratio, predicted.request_ratio)
 
@@ -97,17 +103,20 @@ def fitted_machine(benchmark: Benchmark, shape: ModelShape, runs: Iterable[Run],
         return None
     observed: list[tuple[Work, float]] = []
     for (row, length), group in cells.items():
-        entry, steps = entries[row], benchmark.new_tokens - 1
+        entry, steps, kind = entries[row], benchmark.new_tokens - 1, device_type(benchmark)
+        chunk = chunk_of(entry, benchmark, shape, length, kind)
         if isinstance(entry, Recipe):
-            options = {"device_type": device_type(benchmark), "kernel": benchmark.model.kernel}
-            works = prefill_work(entry.policy, shape, length, **options), step_work(entry.policy, shape, length, steps)
+            reading = prefill_work(
+                entry.policy, shape, length, device_type=kind, kernel=benchmark.model.kernel, chunk=chunk
+            )
+            works = reading, step_work(entry.policy, shape, length, steps)
         elif row == "full":
             works = full_prefill_work(shape, length), full_step_work(shape, length, steps)
         elif row == "floor":
-            works = floor_work(shape, length), floor_step_work(shape)
+            works = floor_work(shape, length, chunk), floor_step_work(shape)
         else:
             continue
-        if benchmark.prefill_chunk_size is None or row == "floor":
+        if row == "floor" or not isinstance(benchmark.prefill_chunk_size, int):
             observed.append((works[0], statistics.median(run.prefill_seconds for run in group)))
         medians = [run.step_median for run in group if run.step_median is not None]
         if medians:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
+from swaa.compiler import ModelShape, prefill_chunk
+from swaa.compiler.chunking import even_chunk
 from swaa.compiler.plan import Job, Kernel, choose_kernel
 from swaa.config import Baseline, Benchmark
 from swaa.engine.bench_kvpress import KvPress
@@ -55,7 +56,7 @@ class ModelRow:
         hash: of everything that makes the row, but its name.
         model: what runs.
         dressed: makes the context in which the model runs as the row says.
-        reading: how the prompt is read.
+        reading: how a prompt of so many tokens is read.
         policy: what the row should equal: that policy under the dense mask; None if it equals nothing.
     """
 
@@ -63,13 +64,13 @@ class ModelRow:
     hash: str
     model: Any
     dressed: Callable[[], AbstractContextManager[object]]
-    reading: Reading
+    reading: Callable[[int], Reading]
     policy: AttentionPolicy | None
 
     def request(self, prompt: torch.Tensor, new_tokens: int) -> Timing:
         """Run and time a request for the prompt [1, S]."""
         with self.dressed():
-            return time_request(self.model, prompt, new_tokens, self.reading)
+            return time_request(self.model, prompt, new_tokens, self.reading(prompt.shape[1]))
 
     def close(self) -> None:
         """Nothing to free."""
@@ -82,11 +83,18 @@ def make_row(entry: Recipe | Baseline, benchmark: Benchmark, model: Any) -> Row:
         LeftOut: the baseline cannot run here.
         UserError: the policy does not fit the model.
     """
-    plain = Reading(chunk=benchmark.prefill_chunk_size)
+    shape = model_shape(model)
+
+    def reading(length: int) -> Reading:
+        return Reading(
+            chunk=chunk_of(entry, benchmark, shape, length, model.device.type),
+            tells_prompt=isinstance(entry, Recipe),
+            caches=entry.name != "floor",
+        )
+
     if isinstance(entry, Recipe):
         dressed = under_policy(model, entry.policy, kernel=benchmark.model.kernel)
-        told = dataclasses.replace(plain, tells_prompt=True)
-        return ModelRow(entry.name, entry.hash, model, dressed, told, entry.policy)
+        return ModelRow(entry.name, entry.hash, model, dressed, reading, entry.policy)
     if entry.name == "kvpress":
         return KvPress.start(entry, row_hash(entry), benchmark, model)
     from swaa.hf.baselines import NO_ATTENTION, attention, native_window_model
@@ -98,13 +106,13 @@ def make_row(entry: Recipe | Baseline, benchmark: Benchmark, model: Any) -> Row:
         except UserError as error:
             raise LeftOut(str(error)) from error
         policy = SlidingWindow(entry.window)
-        return ModelRow(entry.name, row_hash(entry), windowed, contextlib.nullcontext, plain, policy)
-    implementations: dict[str, tuple[str, Reading, AttentionPolicy | None]] = {
-        "full": ("sdpa", plain, FullAttention()),
-        "hf_flex": ("flex_attention", plain, FullAttention()),
-        "floor": (NO_ATTENTION, dataclasses.replace(plain, caches=False), None),
+        return ModelRow(entry.name, row_hash(entry), windowed, contextlib.nullcontext, reading, policy)
+    implementations: dict[str, tuple[str, AttentionPolicy | None]] = {
+        "full": ("sdpa", FullAttention()),
+        "hf_flex": ("flex_attention", FullAttention()),
+        "floor": (NO_ATTENTION, None),
     }
-    implementation, reading, equals = implementations[entry.name]
+    implementation, equals = implementations[entry.name]
     dressed = functools.partial(attention, model, implementation)
     return ModelRow(entry.name, row_hash(entry), model, dressed, reading, equals)
 
@@ -113,10 +121,22 @@ def under_policy(
     model: Any, policy: AttentionPolicy, *, kernel: str, evict: bool = True
 ) -> Callable[[], AbstractContextManager[object]]:
     """Makes the context in which a model runs under a policy."""
-    options: dict[str, Any] = {"kernel": kernel}
-    if "evict" in inspect.signature(apply_policy).parameters:
-        options["evict"] = evict
-    return functools.partial(apply_policy, model, policy, **options)
+    return functools.partial(apply_policy, model, policy, kernel=kernel, evict=evict)
+
+
+def chunk_of(
+    entry: Recipe | Baseline, benchmark: Benchmark, shape: ModelShape, length: int, device_type: str
+) -> int | None:
+    """Tokens of a prompt of ``length`` that a row reads at a time; None for one pass.
+
+    With ``auto``, what is fastest: baselines with attention go over it in one pass, as they do by themselves.
+    """
+    asked = benchmark.prefill_chunk_size
+    if asked != "auto":
+        return asked
+    if isinstance(entry, Recipe):
+        return prefill_chunk(entry.policy, shape.num_layers, shape.num_heads, length, device_type)
+    return even_chunk(length, device_type) if entry.name == "floor" else None
 
 
 def row_hash(entry: Recipe | Baseline) -> str:
@@ -128,10 +148,12 @@ def row_hash(entry: Recipe | Baseline) -> str:
 
 def planned_kernel(benchmark: Benchmark, policy: AttentionPolicy, model: Any) -> str:
     """The kernel that sparse layers get at the longest timed length, as a request; "auto" where it is not one."""
-    asked, length = benchmark.model.kernel, max(benchmark.lengths)
-    if asked != "auto" or benchmark.prefill_chunk_size is not None:
+    asked, length, shape = benchmark.model.kernel, max(benchmark.lengths), model_shape(model)
+    chunk = benchmark.prefill_chunk_size
+    if chunk == "auto":
+        chunk = prefill_chunk(policy, shape.num_layers, shape.num_heads, length, model.device.type)
+    if asked != "auto" or chunk is not None:
         return asked  # chunks go through several kernels, at any length the same
-    shape = model_shape(model)
     job = Job(length, length, model.device.type)
     layers = bind(policy, shape.num_layers, shape.num_heads).layers
     kernels = {choose_kernel(layer, job).kernel for layer in layers} - {Kernel.CAUSAL}

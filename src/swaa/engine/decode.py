@@ -19,8 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swaa.compiler import prefill_chunk
+from swaa.config.common import ChunkSize
 from swaa.engine.batch import Batch
 from swaa.engine.reply import Ending, Reply
+from swaa.hf import model_shape
+from swaa.policies import AttentionPolicy
 from swaa.recipe import Decoding
 
 
@@ -71,7 +75,7 @@ class Forced:
     nll: list[float]
 
 
-def prefill(model: Any, batch: Batch, chunk_size: int | None = None) -> Prefill:
+def prefill(model: Any, batch: Batch, chunk_size: ChunkSize = None) -> Prefill:
     """Read the prompts of a batch; all that follows continues from here.
 
     Args:
@@ -81,6 +85,7 @@ def prefill(model: Any, batch: Batch, chunk_size: int | None = None) -> Prefill:
     """
     start = now(batch.prompt_ids.device)
     ids, mask = batch.prompt_ids, batch.prompt_mask
+    chunk_size = chunk_for(chunk_size, batch.recipe.policy, model, ids.shape[1])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     options = {"prompt_lengths": batch.prompt_lengths, **_last_only(model)}
     out, step = None, chunk_size or ids.shape[1]
@@ -89,6 +94,14 @@ def prefill(model: Any, batch: Batch, chunk_size: int | None = None) -> Prefill:
         out = _forward(model, ids[:, first:last], mask[:, :last], positions[:, first:last], cache, **options)
     assert out is not None
     return Prefill(out.logits[:, -1].float(), out.past_key_values, now(ids.device) - start)
+
+
+def chunk_for(asked: ChunkSize, policy: AttentionPolicy, model: Any, length: int) -> int | None:
+    """Tokens of a prompt of ``length`` to read at a time, which ``auto`` leaves to the policy and the device."""
+    if asked != "auto":
+        return asked
+    shape = model_shape(model)
+    return prefill_chunk(policy, shape.num_layers, shape.num_heads, length, model.device.type)
 
 
 def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:

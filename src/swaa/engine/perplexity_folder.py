@@ -56,7 +56,8 @@ class PerplexityFolder(ResumableFolder):
         self._settings = settings
         self._model = model
         self._fresh = fresh
-        self._chunk_size = min(CHUNK, model.prefill_chunk_size or CHUNK)
+        asked = model.prefill_chunk_size
+        self._chunk_size = min(CHUNK, asked) if isinstance(asked, int) else CHUNK
         self._twins: dict[object, dict[int, Stretch]] = {}
         """What was read so far, by what acts here."""
 

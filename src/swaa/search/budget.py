@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from swaa.compiler.chunking import prefill_chunk
 from swaa.compiler.cost import estimate_cost
 from swaa.compiler.shape import ModelShape
 from swaa.compiler.timing import Machine, default_machine, predict
@@ -53,6 +54,7 @@ class CostModel:
         machine: how fast it works.
         device_type: ``cpu`` or ``cuda``.
         kernel: as of a model's configuration.
+        plans_chunks: is a prompt read in chunks where that is faster (``prefill_chunk_size: auto``)?
     """
 
     shape: ModelShape
@@ -61,6 +63,7 @@ class CostModel:
     machine: Machine
     device_type: str
     kernel: str
+    plans_chunks: bool = False
 
     @classmethod
     def of(cls, search: Search, shape: ModelShape, device_type: str) -> CostModel:
@@ -71,15 +74,28 @@ class CostModel:
         """
         own = search.request.machine
         machine = default_machine(device_type, shape.bytes_per_value) if own is None else Machine.read(own)
-        return cls(shape, search.request_length, search.request_tokens, machine, device_type, search.model.kernel)
+        model, length = search.model, search.request_length
+        plans_chunks = model.prefill_chunk_size == "auto"
+        return cls(shape, length, search.request_tokens, machine, device_type, model.kernel, plans_chunks)
 
     def costs(self, policy: AttentionPolicy, full_units: int) -> Costs:
         """What a policy with so many full units costs."""
         if policy == FullAttention():  # nobody need run it under swaa, whose calls would be on its bill
             return Costs(full_units, 1.0, 1.0)
         length = self.prompt_length
-        options = {"device_type": self.device_type, "kernel": self.kernel}
-        predicted = predict(policy, self.shape, length, self.new_tokens, self.machine, **options)
+        chunk = None
+        if self.plans_chunks:
+            chunk = prefill_chunk(policy, self.shape.num_layers, self.shape.num_heads, length, self.device_type)
+        predicted = predict(
+            policy,
+            self.shape,
+            length,
+            self.new_tokens,
+            self.machine,
+            device_type=self.device_type,
+            kernel=self.kernel,
+            chunk=chunk,
+        )
         return Costs(full_units, predicted.request_ratio, estimate_cost(policy, self.shape, length).kv_share)
 
     def of_candidate(self, candidate: Candidate) -> Costs:
