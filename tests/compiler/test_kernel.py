@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,3 +119,22 @@ def test_samples_that_differ_in_their_prompts_only_share_a_row_of_documents(prom
 def test_numbers_are_no_truth_values(policy: AttentionPolicy, read: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="Numbers.visible: expected truth values, got .* Return a comparison, such as"):
         read(policy, TokenLayout.contiguous(6))
+
+
+@pytest.mark.parametrize(("offset", "key_offset", "padded"), [(0, 0, 0), (5, 0, 0), (9, 4, 0), (5, 2, 7)])
+def test_keys_without_gaps_are_counted_and_not_looked_up(offset: int, key_offset: int, padded: int) -> None:
+    layout = TokenLayout.contiguous(6, offset=offset, key_offset=key_offset, prompt_lengths=8)
+    layout = layout.pad_to(layout.query_length + padded, layout.key_length + padded)
+    unread = dataclasses.replace(layout, key_positions_BK=torch.full_like(layout.key_positions_BK, 10**6))
+    layer = bind(SlidingWindow(4).in_phase("prefill") | SinkTokens(6), 1, 1).layers[0]
+    q, k = torch.arange(layout.query_length)[:, None], torch.arange(layout.key_length)
+    zero = torch.tensor(0)
+    expected = dense_mask(layer, layout)[0, 0]
+    assert torch.equal(mask_mod(layer, unread)(zero, zero, q, k), expected)
+    assert expected.any()
+
+
+def test_keys_that_end_before_the_queries_are_looked_up() -> None:
+    assert TokenLayout.contiguous(4, 4).first_key == 0
+    assert TokenLayout.contiguous(4, 3).first_key is None
+    assert TokenLayout.padded(torch.ones(1, 4)).first_key is None

@@ -41,6 +41,9 @@ class TokenLayout:
         query_documents_BQ: int64 number of the packed document, or None where a sample is one document.
         key_documents_BK: the same for keys.
         is_square: queries and keys are the same tokens, without padding or documents: plain causal kernels fit.
+        first_key: the position in the first slot of keys, where those behind it follow on without a gap, in every
+            sample and up to the last query at least: then a kernel can count, and need not look positions up. Slots
+            behind may hold nothing; causality hides them, as they come after every query. None where that is not known.
     """
 
     query_positions_BQ: Tensor
@@ -51,6 +54,7 @@ class TokenLayout:
     is_square: bool = False
     prompt_ends: Tensor | int | None = None
     token_end: int | None = None
+    first_key: int | None = None
 
     @classmethod
     def contiguous(
@@ -74,7 +78,9 @@ class TokenLayout:
         keys_1K = key_offset + torch.arange(keys, device=device).unsqueeze(0)
         layout = cls._with_phase(queries_1Q, keys_1K, prompt_lengths)
         is_square = offset == key_offset and query_length == keys
-        return replace(layout, is_square=is_square, token_end=offset + query_length)
+        end = offset + query_length
+        first_key = key_offset if key_offset + keys >= end else None
+        return replace(layout, is_square=is_square, token_end=end, first_key=first_key)
 
     @classmethod
     def padded(
@@ -209,6 +215,7 @@ class TokenLayout:
             self.key_documents_BK,
             prompt_ends=self._ends_of(lambda table: table[:, start:stop]),
             token_end=self.token_end,
+            first_key=self.first_key,
         )
 
     def pad_to(self, query_length: int, key_length: int) -> TokenLayout:
@@ -224,6 +231,7 @@ class TokenLayout:
             _changed(self.key_documents_BK, lambda table: F.pad(table, (0, extra_k), value=PADDING)),
             prompt_ends=self._ends_of(lambda table: F.pad(table, (0, extra_q))),
             token_end=self.token_end,
+            first_key=self.first_key,
         )
 
     def _ends_of(self, change: Callable[[Tensor], Tensor]) -> Tensor | int | None:
