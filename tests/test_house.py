@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "named": {"errors"},
     "reading": {"errors"},
     "jsonlines": {"errors"},
+    "markdown": set(),
     "policies": {"errors"},
     "compiler": {"errors", "policies"},
     "hf": {"errors", "home", "policies", "compiler"},
@@ -27,16 +28,16 @@ MAY_IMPORT = {
     "harness": {"errors", "reading", "policies", "compiler", "hf"},
     "tasks": {"errors", "named", "reading", "graders", "prompting"},
     "graders": {"errors", "home", "named", "reading"},
-    "report": {"errors", "reading", "jsonlines"},
+    "report": {"errors", "reading", "jsonlines", "markdown"},
     "prompting": {"errors", "reading"},
     "recipe": {"errors", "reading", "policies", "prompting"},
     "config": {"errors", "reading", "policies", "tasks", "graders", "prompting", "recipe"},
     "engine": {
-        *("errors", "reading", "jsonlines", "policies", "compiler", "hf"),
+        *("errors", "reading", "jsonlines", "markdown", "policies", "compiler", "hf"),
         *("tasks", "graders", "report", "prompting", "recipe", "config"),
     },
     "search": {
-        *("errors", "named", "reading", "jsonlines", "policies", "compiler", "hf"),
+        *("errors", "named", "reading", "jsonlines", "markdown", "policies", "compiler", "hf"),
         *("tasks", "graders", "report", "prompting", "recipe", "config", "engine"),
     },
 }

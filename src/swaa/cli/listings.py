@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from swaa import markdown
 from swaa.cli.common import add_plugins, make_console
 from swaa.errors import invalid
 
@@ -63,15 +64,17 @@ def policies_as_markdown(what: str) -> str:
 
     if what != "policies":
         raise invalid("--markdown", accepted="'ls policies'", got=f"ls {what}", mend="Leave --markdown out.")
-    lines = []
+    tables = []
     for kind, formula in (("policy", "visible iff (always with `k <= q`)"), ("pattern", "comes to")):
-        lines += ["", f"| {kind} | {formula} | |  |", "|---|---|---|---|"]
+        rows = []
         for entry in zoo_entries():
             if entry.kind == kind:
                 papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in entry.papers)
-                cells = (f"`{entry.signature}`", f"`{entry.formula}`" if entry.formula else "", entry.summary, papers)
-                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines[1:])
+                rows.append(
+                    (f"`{entry.signature}`", f"`{entry.formula}`" if entry.formula else "", entry.summary, papers)
+                )
+        tables.append(markdown.table([kind, formula, "", ""], rows))
+    return "\n\n".join(tables)
 
 
 def list_scores() -> list[tuple[str, ...]]:

@@ -6,13 +6,14 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from swaa import markdown
 from swaa.report.bench import Log, Summary
 
 NOTE = (
@@ -115,10 +116,9 @@ def to_markdown(result: Result) -> str:
     """Machine, checks, one table per length, and the note that says what the columns mean."""
     parts = [f"# {result.title}", "\n".join(facts(result))]
     for length, group in _groups(result.summaries):
-        lines = [f"## {length:,} tokens", "", _line(column.title for column in COLUMNS)]
-        lines.append(_line("---" if column.title == "row" else "---:" for column in COLUMNS))
-        lines += [_line(column.cell(row) for column in COLUMNS) for row in group]
-        parts.append("\n".join(lines))
+        rules = ["---" if column.title == "row" else "---:" for column in COLUMNS]
+        rows = [[column.cell(row) for column in COLUMNS] for row in group]
+        parts += [f"## {length:,} tokens", markdown.table([column.title for column in COLUMNS], rows, rules)]
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 
@@ -161,7 +161,3 @@ def _groups(summaries: Sequence[Summary]) -> list[tuple[int, list[Summary]]]:
     for row in summaries:
         groups.setdefault(row.length, []).append(row)
     return list(groups.items())
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from swaa import markdown
 from swaa.report.rows import Row
 from swaa.report.stats import Estimate
 
@@ -207,10 +208,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
     columns = [*_lead(rows), *COLUMNS, *_extras(rows)]
     parts = []
     for title, group in _groups(rows):
-        lines = [f"### {title}", "", _markdown_line(column.title for column in columns)]
-        lines.append(_markdown_line("---" if column in (COLUMNS[0], _RUN) else "---:" for column in columns))
-        lines += [_markdown_line(column.cell(row) for column in columns) for row in group]
-        parts.append("\n".join(lines))
+        rules = ["---" if column in (COLUMNS[0], _RUN) else "---:" for column in columns]
+        cells = [[column.cell(row) for column in columns] for row in group]
+        parts += [f"### {title}", markdown.table([column.title for column in columns], cells, rules)]
     return "\n\n".join([*parts, note(rows)]) + "\n"
 
 
@@ -286,7 +286,3 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     for row in rows:
         groups.setdefault(f"{row.task}, {row.part or f'{row.length} tokens'}", []).append(row)
     return list(groups.items())
-
-
-def _markdown_line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

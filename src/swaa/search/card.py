@@ -7,12 +7,12 @@ import io
 from collections.abc import Sequence
 
 from swaa.config import Search
+from swaa.markdown import number, table
 from swaa.report.paired import Paired
 from swaa.report.stats import Estimate
 from swaa.report.table import p_value
 from swaa.search.budget import KINDS, limits
 from swaa.search.card_measured import measured
-from swaa.search.cells import number, table
 from swaa.search.choices import Unit
 from swaa.search.choosing import Found
 from swaa.search.folder import recipe_file

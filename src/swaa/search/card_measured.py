@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swaa.config import Search
-from swaa.search.cells import number, table
+from swaa.markdown import number, table
 from swaa.search.measure import UNPOLICED, Measurement, Timed
 from swaa.search.outcome import Outcome
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swaa import markdown
 from swaa.config import FineTuning, LoraConfig
 from swaa.engine.provenance import git_hash, versions
 from swaa.engine.text_nll import TextNll
@@ -119,12 +120,9 @@ def to_markdown(outcome: Outcome) -> str:
     looks = [row for row in outcome.metrics if "validation/loss" in row]
     if looks:
         names = [name for name in looks[0] if name.startswith("validation/")]
-        lines = ["| step | " + " | ".join(name.removeprefix("validation/") for name in names) + " |"]
-        lines.append("|---" * (len(names) + 1) + "|")
-        for row in looks:
-            values = " | ".join(f"{row[name]:.4f}" for name in names if name in row)
-            lines.append(f"| {row['step']:.0f} | {values} |")
-        parts += ["## During training, under the policy", "\n".join(lines)]
+        head = ["step", *(name.removeprefix("validation/") for name in names)]
+        told = [[f"{row['step']:.0f}", *(f"{row[name]:.4f}" for name in names if name in row)] for row in looks]
+        parts += ["## During training, under the policy", markdown.table(head, told)]
     for when, rows in outcome.rows.items():
         parts += [f"## {when.capitalize()}", rows_to_markdown(list(rows))]
     if outcome.delta_nll is not None:
