@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import urllib.error
@@ -12,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import swaa
+
+# A build keeps nearly all of the nodes that it makes. Looking for garbage among them took a quarter of its time, and
+# finds little: without it the build takes 1.3 GB, not 0.7.
+gc.disable()
 
 project = "swaa"
 author = "the swaa authors"

@@ -23,6 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests need no hub: fail at o
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores; set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+_FILE = pytest.StashKey[Path]()
+"""Of the latest test."""
+
 settings.register_profile("base", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("base"), max_examples=2_000, derandomize=True)
 settings.register_profile("quick", settings.get_profile("base"), max_examples=50)
@@ -48,6 +51,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Keeps the garbage collector from looking through all that was imported, again and again."""
+    _freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same before the first test of every file: many tests import, compile and keep things of their own.
+
+    The fixtures of the file before are gone by then, and what it left as garbage goes before the rest is kept.
+    """
+    if item.path != item.session.stash.get(_FILE, None):
+        item.session.stash[_FILE] = item.path
+        _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()
 

@@ -10,8 +10,6 @@ import doctest
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pages import run_script
 from swaa.cli import parse
 from swaa.config import load_file
 from swaa.errors import UserError
@@ -97,8 +96,8 @@ def test_code_that_says_it_runs_runs(page: Path, tmp_path: Path) -> None:
     """Each page in a process of its own: pages may define policies of the same name."""
     script = tmp_path / f"{page.stem}.py"
     script.write_text(runnable(page), encoding="utf-8")
-    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    code, printed = run_script(script)
+    assert code == 0, printed
 
 
 def commands(page: Path) -> list[list[str]]:

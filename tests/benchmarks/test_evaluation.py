@@ -31,7 +31,7 @@ from swaa.tasks import get_task
 
 LAYERS = int(os.environ.get("SWAA_LAYERS", "4"))
 WHOLE = LAYERS == 30
-EXAMPLES = 50 if WHOLE else 15
+EXAMPLES = 50 if WHOLE else 10
 MOST = 0.05 if WHOLE else 0.10
 """The goal is for the whole model; with a seventh of it, what is not the model weighs far more."""
 POLICY = (SlidingWindow(256) | SinkTokens(10)).in_phase("prefill")

@@ -18,6 +18,8 @@ class Box:
 
     def overlap(self, other: Box) -> float:
         """The common area."""
+        if self.left >= other.left + other.width or other.left >= self.left + self.width:
+            return 0.0  # nearly every pair, of the hundreds of thousands of a plot: its labels are looked for so long
         across = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
         down = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
         return max(0.0, across) * max(0.0, down)
