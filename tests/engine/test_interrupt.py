@@ -175,16 +175,23 @@ def test_a_request_that_a_destructor_swallowed_is_made_again(
 def test_a_swallowed_request_is_made_at_the_end_at_the_latest(late: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupt, "_AGAIN", PATIENCE)
     began, threads = time.monotonic(), threading.active_count()
-    with pytest.raises(StopRequested), stoppable():
-        swallow()
-    with pytest.raises(StopRequested) as raised, stoppable():
+
+    def fail() -> None:
         swallow()
         raise ValueError
-    assert isinstance(raised.value.__context__, ValueError)
-    with pytest.raises(StopRequested), stoppable():
+
+    def ask_again() -> None:
         swallow()
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT), "both are heard again"
         signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StopRequested), stoppable():
+        swallow()
+    with pytest.raises(StopRequested) as raised, stoppable():
+        fail()
+    assert isinstance(raised.value.__context__, ValueError)
+    with pytest.raises(StopRequested), stoppable():
+        ask_again()
     assert time.monotonic() - began < PATIENCE
     assert threading.active_count() == threads
     assert late == []
@@ -207,11 +214,15 @@ def test_a_request_that_was_swallowed_does_not_act_as_a_second_one(late: list[in
 
 def test_a_request_swallowed_inside_stops_what_is_outside(late: list[int]) -> None:
     told: list[object] = []
-    with pytest.raises(StopRequested), stoppable():
+
+    def run() -> None:
         with pytest.raises(StopRequested), stoppable():
             swallow()
         told.append("inside")
         signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(StopRequested), stoppable():
+        run()
     assert told == ["inside"]
     assert late == []
 
