@@ -35,6 +35,9 @@ def stoppable() -> Iterator[None]:
         yield
         return
 
+    again: _Again | None = None
+    deaf = False
+
     def arm() -> None:
         for number in before:
             signal.signal(number, stop)
@@ -63,8 +66,6 @@ def stoppable() -> Iterator[None]:
         again = again or _Again(found.exc_value.args[0])
         deaf = False
 
-    again: _Again | None = None
-    deaf = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     tell, sys.unraisablehook = sys.unraisablehook, swallowed
     arm()
