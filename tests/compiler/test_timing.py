@@ -203,3 +203,17 @@ def test_what_is_no_machine_is_refused(tmp_path: Path, content: str, message: st
 def test_a_rate_is_a_number_above_zero(rate: object) -> None:
     with pytest.raises(UserError, match=r"machine.kv_bytes: expected a number > 0 \(a second\), got"):
         dataclasses.replace(CPU_BFLOAT16, kv_bytes=rate)
+
+
+@pytest.mark.parametrize("chunk", [None, 2048])
+def test_products_in_chunks_and_in_one_pass_keep_their_ratio_where_one_of_them_is_measured(chunk: int | None) -> None:
+    """Or a slow machine would seem to gain as much by chunks as it is slower."""
+    slow = dataclasses.replace(
+        CPU_BFLOAT16,
+        linear_flops=CPU_BFLOAT16.linear_flops / 10,
+        chunked_linear_flops=CPU_BFLOAT16.chunked_linear_flops / 10,
+    )
+    works = [floor_work(SHAPE, length, chunk) for length in (4096, 8192, 16384)]
+    fitted = fit(CPU_BFLOAT16, [(work, slow.seconds(work)) for work in works], "fitted")
+    assert fitted.linear_flops == pytest.approx(slow.linear_flops, rel=0.05)
+    assert fitted.chunked_linear_flops == pytest.approx(slow.chunked_linear_flops, rel=0.05)

@@ -256,6 +256,33 @@ def test_what_is_read_in_planned_chunks_is_found_equal(
     assert lengths == [8, 8, 8, 8, 8, 1, 1]
 
 
+def test_longer_prompts_that_are_cut_are_checked_anew(
+    bench: Callable[..., Benchmark], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunking, "CHUNK_ON_CPU", 8)
+    widths: list[int] = []
+    request = Checker._logits
+
+    def noted(own: Checker, model: Any, *args: Any) -> Any:
+        hook = model.register_forward_pre_hook(
+            lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        try:
+            return request(own, model, *args)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Checker, "_logits", noted)
+    options = ("prefill_chunk_size=auto", "model.kernel=dense", "check_length=12", "repeats=1")
+    run_benchmark(bench(*options, "lengths=[12]"))
+    assert 4 not in widths
+    result = run_benchmark(bench(*options, "lengths=[12, 40]"))
+    found = [check.kernel for check in result.log.checks if check.row == "sliding"]
+    assert found == ["dense", "dense, in chunks"]
+    assert [check.row for check in result.log.checks].count("by phase") == 1, "it is never cut"
+    assert 4 in widths, "the check reads in chunks, too"
+
+
 def test_chunks_that_are_planned_are_predicted_and_others_are_not(bench: Callable[..., Benchmark]) -> None:
     shape, length = benchmark_shape(bench()), 8192
     fast = dataclasses.replace(CPU_FLOAT32, linear_flops=1e9, chunked_linear_flops=1e12)

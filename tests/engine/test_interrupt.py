@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from engine.conftest import EXPERIMENT
 from forking import PATIENCE, Forks, Started
 from swaa.config import load_experiment
-from swaa.engine import run_experiment
+from swaa.engine import interrupt, run_experiment
 from swaa.engine.interrupt import StopRequested, stoppable
 
 MORE = "num_examples=8"
@@ -115,39 +116,125 @@ def test_the_first_ctrl_c_stops_in_order_and_the_second_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
-def test_a_request_that_a_destructor_swallowed_is_made_again(how: signal.Signals) -> None:
-    class Dying:
-        def __del__(self) -> None:
-            signal.raise_signal(how)
+class Dying:
+    """Asks to stop in its destructor, which swallows what is raised."""
 
+    def __init__(self, how: signal.Signals = signal.SIGINT) -> None:
+        self.how = how
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.how)
+
+
+def swallow(how: signal.Signals = signal.SIGINT) -> None:
+    thing = Dying(how)
+    del thing
+
+
+@pytest.fixture
+def late() -> Iterator[list[int]]:
+    """Signals that come when no run is under way."""
+    found: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: found.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("again", [0.02, 0], ids=["in a moment", "at once"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_a_request_that_a_destructor_swallowed_is_made_again(
+    how: signal.Signals, again: float, late: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupt, "_AGAIN", again)
     told: list[object] = []
-    before = sys.unraisablehook, signal.getsignal(how)
+    before = sys.unraisablehook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE
 
     def run() -> None:
         with stoppable():
-            thing = Dying()
-            del thing
+            swallow(how)
             told.append("swallowed")
             while time.monotonic() < deadline:
                 time.sleep(0.001)
 
     with pytest.raises(StopRequested):
         run()
-    assert told == ["swallowed"]
-    assert (sys.unraisablehook, signal.getsignal(how)) == before
+    if again:
+        assert told == ["swallowed"]
+    assert time.monotonic() < deadline
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert late == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_swallowed_request_is_made_at_the_end_at_the_latest(late: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "_AGAIN", PATIENCE)
+    began, threads = time.monotonic(), threading.active_count()
+
+    def fail() -> None:
+        swallow()
+        raise ValueError
+
+    def ask_again() -> None:
+        swallow()
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT), "both are heard again"
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StopRequested), stoppable():
+        swallow()
+    with pytest.raises(StopRequested) as raised, stoppable():
+        fail()
+    assert isinstance(raised.value.__context__, ValueError)
+    with pytest.raises(StopRequested), stoppable():
+        ask_again()
+    assert time.monotonic() - began < PATIENCE
+    assert threading.active_count() == threads
+    assert late == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_request_that_was_swallowed_does_not_act_as_a_second_one(late: list[int]) -> None:
+    def run() -> None:
+        with stoppable():
+            swallow()
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                time.sleep(0.1)
+
+    with pytest.raises(StopRequested):
+        run()
+    assert late == []
+
+
+def test_a_request_swallowed_inside_stops_what_is_outside(late: list[int]) -> None:
+    told: list[object] = []
+
+    def run() -> None:
+        with pytest.raises(StopRequested), stoppable():
+            swallow()
+        told.append("inside")
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(StopRequested), stoppable():
+        run()
+    assert told == ["inside"]
+    assert late == []
 
 
 def test_other_errors_of_destructors_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Dying:
+    class Failing:
         def __del__(self) -> None:
             raise ValueError
 
     told: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(found.exc_type))
     with stoppable():
-        thing = Dying()
+        thing = Failing()
         del thing
     assert told == [ValueError]

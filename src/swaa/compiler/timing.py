@@ -270,7 +270,8 @@ def step_work(policy: AttentionPolicy, shape: ModelShape, prompt_length: int, st
 def fit(start: Machine, observations: Sequence[tuple[Work, float]], name: str) -> Machine:
     """The machine whose predictions come nearest to measured seconds, by relative least squares.
 
-    Kinds of work that nothing observed keep the figures of ``start``, as do those that would come out without a time.
+    Kinds of work that nothing observed keep the figures of ``start``, as do those that would come out without a time;
+    of matrix products in one pass and in chunks, one that nothing observed is as much faster or slower as the other.
 
     Args:
         start: where to begin.
@@ -296,6 +297,9 @@ def fit(start: Machine, observations: Sequence[tuple[Work, float]], name: str) -
             rates.update({kind: rates[kind] / factor for kind, factor in zip(free, slower, strict=True)})
             break
         free.pop(worst)
+    for kind, like in (("linear_flops", "chunked_linear_flops"), ("chunked_linear_flops", "linear_flops")):
+        if not any(getattr(work, kind) for work, _ in observations):
+            rates[kind] *= rates[like] / getattr(start, like)
     return Machine(name, **rates)
 
 

@@ -17,7 +17,7 @@ from swaa.engine.bench_expect import benchmark_shape, device_type, expectations,
 from swaa.engine.bench_folder import BenchFolder
 from swaa.engine.bench_kvpress import NO_PYTHON, KvPress
 from swaa.engine.bench_measure import LeftOut
-from swaa.engine.bench_rows import ModelRow, Row, make_row, planned_kernel, row_hash
+from swaa.engine.bench_rows import ModelRow, Row, checked_kernel, make_row, planned_kernel, row_hash
 from swaa.engine.interrupt import Interrupted, StopRequested, stoppable
 from swaa.engine.machine import session
 from swaa.errors import UserError
@@ -139,7 +139,7 @@ class _Session:
             another = (
                 check is not None
                 and isinstance(entry, Recipe)
-                and check.kernel != planned_kernel(benchmark, row.policy, model)
+                and check.kernel != checked_kernel(benchmark, row.policy, model)
             )
             if check is None or another or not check.equal:  # what was wrong may have been mended
                 checker = checker or Checker(benchmark, model, make_prompt(benchmark, model, length))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from swaa.config import Baseline, Benchmark
 from swaa.engine.bench_measure import Reading, stream
-from swaa.engine.bench_rows import ModelRow, make_row, planned_kernel, under_policy
+from swaa.engine.bench_rows import ModelRow, checked_kernel, make_row, planned_kernel, under_policy
 from swaa.policies import AttentionPolicy
 from swaa.recipe import Recipe
 from swaa.report.bench import Check
@@ -57,7 +57,10 @@ class Checker:
         if row.policy is None:
             return None
         policy, length = row.policy, self._prompt.shape[1]
-        kernel = planned_kernel(self._benchmark, policy, self._model) if isinstance(entry, Recipe) else "its own kernel"
+        kernel = told = "its own kernel"
+        if isinstance(entry, Recipe):
+            kernel = planned_kernel(self._benchmark, policy, self._model)
+            told = checked_kernel(self._benchmark, policy, self._model)
         reference = self._dense(self._exact, policy)
         tokens = [int(logits_V.argmax()) for logits_V in reference]
         found: dict[str, float] = {}
@@ -75,7 +78,7 @@ class Checker:
         else:
             got = self._run(self._twin(entry, row, self._model, kernel), tokens)
         same = sum(int(logits_V.argmax()) == token for logits_V, token in zip(got, tokens, strict=True))
-        return Check(row.name, row.hash, kernel, length, NEW_TOKENS, same, bool(equal), found)
+        return Check(row.name, row.hash, told, length, NEW_TOKENS, same, bool(equal), found)
 
     def _twin(self, entry: Recipe | Baseline, row: ModelRow, model: Any, kernel: str) -> ModelRow:
         """The row on ``model``, its prompt cut into at least two chunks if the longest one that is timed is cut."""

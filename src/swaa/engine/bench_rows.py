@@ -139,6 +139,15 @@ def chunk_of(
     return even_chunk(length, device_type) if entry.name == "floor" else None
 
 
+def checked_kernel(benchmark: Benchmark, policy: AttentionPolicy, model: Any) -> str:
+    """What a recipe's check is on record for: its kernel, and whether ``auto`` cuts the longest prompt."""
+    kernel, shape = planned_kernel(benchmark, policy, model), model_shape(model)
+    if benchmark.prefill_chunk_size != "auto":
+        return kernel
+    chunk = prefill_chunk(policy, shape.num_layers, shape.num_heads, max(benchmark.lengths), model.device.type)
+    return kernel if chunk is None else f"{kernel}, in chunks"
+
+
 def row_hash(entry: Recipe | Baseline) -> str:
     """What identifies a row in the measurements: everything but the name of a recipe."""
     if isinstance(entry, Recipe):

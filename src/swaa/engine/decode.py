@@ -81,7 +81,8 @@ def prefill(model: Any, batch: Batch, chunk_size: ChunkSize = None) -> Prefill:
     Args:
         model: with the recipe's policy on it.
         batch: the prompts.
-        chunk_size: slots that are read at a time, which bounds the memory; None reads all at once.
+        chunk_size: slots that are read at a time, which bounds the memory; ``auto`` goes by the policy; None reads all
+            at once.
     """
     start = now(batch.prompt_ids.device)
     ids, mask = batch.prompt_ids, batch.prompt_mask

@@ -27,33 +27,71 @@ def stoppable() -> Iterator[None]:
     """Inside, Ctrl-C (SIGINT) or ``kill`` (SIGTERM) raises :class:`StopRequested` once; a second one acts as before.
 
     Without this, Lightning would pass over SIGTERM while it predicts, and the run would go on. What is raised in a
-    destructor or in a callback of the garbage collector is swallowed; then the request is made again. Signals reach the
-    main thread only, so that elsewhere nothing is changed.
+    destructor or in a callback of the garbage collector is swallowed; then the request is made again, at the end of the
+    block at the latest: nothing of it is left for the code behind. Signals reach the main thread only, so that
+    elsewhere nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def restore() -> None:
+    again: _Again | None = None
+    deaf = False
+
+    def arm() -> None:
+        for number in before:
+            signal.signal(number, stop)
+
+    def settle() -> int | None:
+        """All as before; the number of a request that was yet to be made again."""
+        nonlocal again, deaf
+        deaf, asking, again = True, again, None  # deaf: what is still sent must not act as a second request
+        if asking is not None:
+            asking.end()
         for number, handler in before.items():
             signal.signal(number, handler)
+        return None if asking is None else asking.number
 
     def stop(number: int, frame: FrameType | None) -> None:
-        restore()
-        raise StopRequested(number)
+        if not deaf:
+            settle()
+            raise StopRequested(number)
 
     def swallowed(found: sys.UnraisableHookArgs) -> None:
+        nonlocal again, deaf
         if not isinstance(found.exc_value, StopRequested):
             tell(found)
             return
-        (number,) = found.exc_value.args
-        signal.signal(number, stop)
-        threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()  # now, this hook would swallow it
+        arm()  # deaf until the end: this hook would swallow it
+        again = again or _Again(found.exc_value.args[0])
+        deaf = False
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     tell, sys.unraisablehook = sys.unraisablehook, swallowed
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    arm()
     try:
         yield
     finally:
-        restore()
+        unheard = settle()
         sys.unraisablehook = tell
+        if unheard is not None:
+            raise StopRequested(unheard)
+
+
+class _Again:
+    """Sends this process a signal, in a moment and then until it is heard."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._heard = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Send no more."""
+        self._heard.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._heard.wait(_AGAIN):
+            os.kill(os.getpid(), self.number)
