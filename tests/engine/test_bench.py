@@ -18,12 +18,12 @@ from rich.console import Console
 
 import swaa
 from swaa.compiler import chunking
-from swaa.compiler.timing import CPU_FLOAT32
+from swaa.compiler.timing import CPU_FLOAT32, floor_work, full_prefill_work, prefill_work
 from swaa.config import Baseline, Benchmark, load_benchmark
 from swaa.engine import bench_memory, bench_rows
 from swaa.engine.bench import load_model, make_prompt, run_benchmark
 from swaa.engine.bench_check import Checker
-from swaa.engine.bench_expect import benchmark_shape, expectations
+from swaa.engine.bench_expect import benchmark_shape, expectations, fitted_machine
 from swaa.engine.bench_measure import LeftOut, Reading, stream, time_request
 from swaa.engine.bench_memory import watch_memory
 from swaa.engine.bench_rows import ModelRow, make_row
@@ -295,6 +295,28 @@ def test_chunks_that_are_planned_are_predicted_and_others_are_not(bench: Callabl
         assert plan["auto"][row] < plan["null"][row]
         assert plan["512"][row] is None
     assert plan["auto"]["full"] == plan["null"]["full"] == 1
+
+
+def test_a_machine_is_fitted_to_planned_chunks(bench: Callable[..., Benchmark]) -> None:
+    asked = bench("prefill_chunk_size=auto", "lengths=[8192, 5000, 2048]", "baselines=[full, floor]")
+    shape = benchmark_shape(asked)
+    truth = dataclasses.replace(CPU_FLOAT32, linear_flops=4e9, chunked_linear_flops=2e10)
+    runs = []
+    for length in asked.lengths:
+        for entry in asked.entries:
+            policy = getattr(entry, "policy", None)
+            chunk = {8192: 2048, 5000: 2500, 2048: None}[length] if entry.name in ("floor", "sliding") else None
+            if policy is not None:
+                work = prefill_work(policy, shape, length, chunk=chunk)
+            elif entry.name == "full":
+                work = full_prefill_work(shape, length)
+            else:
+                work = floor_work(shape, length, chunk)
+            runs.append(Run(entry.name, entry.name, length, 0, 0, truth.seconds(work), ()))
+    found = fitted_machine(asked, shape, runs, "found")
+    assert found is not None
+    assert found.chunked_linear_flops == pytest.approx(truth.chunked_linear_flops, rel=0.2)
+    assert found.linear_flops == pytest.approx(truth.linear_flops, rel=0.1)
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:

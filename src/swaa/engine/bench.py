@@ -139,7 +139,7 @@ class _Session:
             another = (
                 check is not None
                 and isinstance(entry, Recipe)
-                and check.kernel != checked_kernel(benchmark, row.policy, model)
+                and check.kernel != checked_kernel(entry, benchmark, model)
             )
             if check is None or another or not check.equal:  # what was wrong may have been mended
                 checker = checker or Checker(benchmark, model, make_prompt(benchmark, model, length))
@@ -192,7 +192,8 @@ class _Session:
             return True
         if not isinstance(entry, Recipe) or not isinstance(row, ModelRow):
             return False
-        return planned_kernel(self._benchmark, entry.policy, row.model) in ("flex", "auto")
+        kernel = planned_kernel(entry, self._benchmark, row.model)
+        return kernel == "flex" or (kernel == "auto" and row.model.device.type != "cpu")
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -59,8 +59,8 @@ class Checker:
         policy, length = row.policy, self._prompt.shape[1]
         kernel = told = "its own kernel"
         if isinstance(entry, Recipe):
-            kernel = planned_kernel(self._benchmark, policy, self._model)
-            told = checked_kernel(self._benchmark, policy, self._model)
+            kernel = planned_kernel(entry, self._benchmark, self._model)
+            told = checked_kernel(entry, self._benchmark, self._model)
         reference = self._dense(self._exact, policy)
         tokens = [int(logits_V.argmax()) for logits_V in reference]
         found: dict[str, float] = {}

@@ -139,13 +139,11 @@ def chunk_of(
     return even_chunk(length, device_type) if entry.name == "floor" else None
 
 
-def checked_kernel(benchmark: Benchmark, policy: AttentionPolicy, model: Any) -> str:
+def checked_kernel(entry: Recipe, benchmark: Benchmark, model: Any) -> str:
     """What a recipe's check is on record for: its kernel, and whether ``auto`` cuts the longest prompt."""
-    kernel, shape = planned_kernel(benchmark, policy, model), model_shape(model)
-    if benchmark.prefill_chunk_size != "auto":
-        return kernel
-    chunk = prefill_chunk(policy, shape.num_layers, shape.num_heads, max(benchmark.lengths), model.device.type)
-    return kernel if chunk is None else f"{kernel}, in chunks"
+    kernel = planned_kernel(entry, benchmark, model)
+    cut = benchmark.prefill_chunk_size == "auto" and _longest_chunk(entry, benchmark, model) is not None
+    return f"{kernel}, in chunks" if cut else kernel
 
 
 def row_hash(entry: Recipe | Baseline) -> str:
@@ -155,15 +153,16 @@ def row_hash(entry: Recipe | Baseline) -> str:
     return hashlib.sha256(json.dumps(dataclasses.asdict(entry), sort_keys=True).encode()).hexdigest()
 
 
-def planned_kernel(benchmark: Benchmark, policy: AttentionPolicy, model: Any) -> str:
+def planned_kernel(entry: Recipe, benchmark: Benchmark, model: Any) -> str:
     """The kernel that sparse layers get at the longest timed length, as a request; "auto" where it is not one."""
     asked, length, shape = benchmark.model.kernel, max(benchmark.lengths), model_shape(model)
-    chunk = benchmark.prefill_chunk_size
-    if chunk == "auto":
-        chunk = prefill_chunk(policy, shape.num_layers, shape.num_heads, length, model.device.type)
-    if asked != "auto" or chunk is not None:
+    if asked != "auto" or _longest_chunk(entry, benchmark, model) is not None:
         return asked  # chunks go through several kernels, at any length the same
     job = Job(length, length, model.device.type)
-    layers = bind(policy, shape.num_layers, shape.num_heads).layers
+    layers = bind(entry.policy, shape.num_layers, shape.num_heads).layers
     kernels = {choose_kernel(layer, job).kernel for layer in layers} - {Kernel.CAUSAL}
     return kernels.pop().value if len(kernels) == 1 else "auto"
+
+
+def _longest_chunk(entry: Recipe, benchmark: Benchmark, model: Any) -> int | None:
+    return chunk_of(entry, benchmark, model_shape(model), max(benchmark.lengths), model.device.type)

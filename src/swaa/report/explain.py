@@ -87,11 +87,13 @@ def _time(data: Mapping[str, Any]) -> Table:
     table.add_column("")
     for heading in ("policy", "full attention", "speed-up"):
         table.add_column(heading, justify="right")
-    rows = [("prefill, s", "prefill", "prefill", 1.0)]
-    if time["chunked_prefill"] is not None:
-        rows.append((f"in chunks of {data['prefill_chunk_size']:,}, s", "chunked_prefill", "prefill", 1.0))
+    chunked = time["chunked_prefill"] is not None
+    once = " in one pass" if chunked else ""
+    rows = [(f"prefill{once}, s", "prefill", "prefill", 1.0)]
+    if chunked:
+        rows.append((f"prefill in chunks of {data['prefill_chunk_size']:,}, s", "chunked_prefill", "prefill", 1.0))
     if time["full_step"]:
-        rows += [("decode step, ms", "step", "step", 1e3), ("whole request, s", "request", "request", 1.0)]
+        rows += [("decode step, ms", "step", "step", 1e3), (f"whole request{once}, s", "request", "request", 1.0)]
     for name, key, whole, scale in rows:
         ours, full = scale * time[key], scale * time[f"full_{whole}"]
         table.add_row(name, f"{ours:,.3g}", f"{full:,.3g}", f"{full / ours:.2f}x")
