@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swaa.compiler import prefill_chunk
+from swaa.compiler import ModelShape, prefill_chunk
 from swaa.compiler.chunking import CHUNK_ON_CPU, even_chunk
 from swaa.policies import parse_policy
 
+SHAPE = ModelShape(num_layers=4, num_heads=2, num_kv_heads=1, head_dim=8)
 SLIDES = ["SlidingWindow(256) | SinkTokens(10)", "(SlidingWindow(256)).in_phase('prefill')", "SlidingWindow(4095)"]
 READS_ALL = [
     "FullAttention()",
@@ -35,15 +36,15 @@ def test_chunks_are_even_and_near_the_best_size(length: int) -> None:
 
 @pytest.mark.parametrize("text", SLIDES)
 def test_where_no_layer_reads_all_the_prompt_is_cut(text: str) -> None:
-    assert prefill_chunk(parse_policy(text), 4, 2, 4096, "cpu") == 2048
-    assert prefill_chunk(parse_policy(text), 4, 2, 4095, "cpu") is None
-    assert prefill_chunk(parse_policy(text), 4, 2, 4096, "cuda") is None
+    assert prefill_chunk(parse_policy(text), SHAPE, 4096, "cpu") == 2048
+    assert prefill_chunk(parse_policy(text), SHAPE, 4095, "cpu") is None
+    assert prefill_chunk(parse_policy(text), SHAPE, 4096, "cuda") is None
 
 
 @pytest.mark.parametrize("text", READS_ALL)
 def test_elsewhere_it_is_read_in_one_pass(text: str) -> None:
-    assert prefill_chunk(parse_policy(text), 4, 2, 4096, "cpu") is None
+    assert prefill_chunk(parse_policy(text), SHAPE, 4096, "cpu") is None
 
 
 def test_a_longer_prompt_shows_that_a_window_hides_something() -> None:
-    assert prefill_chunk(parse_policy("SlidingWindow(4096)"), 4, 2, 8192, "cpu") == 2048
+    assert prefill_chunk(parse_policy("SlidingWindow(4096)"), SHAPE, 8192, "cpu") == 2048

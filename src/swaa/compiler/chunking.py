@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.runs import hides_nothing
+from swaa.compiler.shape import ModelShape
 from swaa.policies import AttentionPolicy, bind
 
 CHUNK_ON_CPU = 2048
-"""Tokens; of 512 to 4,096, what is fastest."""
+"""Tokens: of 512, 1,024, 2,048 and 4,096 the fastest for a model of 135M parameters on two cores."""
 
 
 def even_chunk(prompt_length: int, device_type: str) -> int | None:
@@ -26,9 +27,7 @@ def even_chunk(prompt_length: int, device_type: str) -> int | None:
     return -(-prompt_length // (prompt_length // CHUNK_ON_CPU))
 
 
-def prefill_chunk(
-    policy: AttentionPolicy, num_layers: int, num_heads: int, prompt_length: int, device_type: str
-) -> int | None:
+def prefill_chunk(policy: AttentionPolicy, shape: ModelShape, prompt_length: int, device_type: str) -> int | None:
     """Tokens of a prompt to read at a time under a policy; None reads it in one pass.
 
     That is so, too, where a layer sees every earlier key, where later tokens are seen, so that the prompt has to be
@@ -38,7 +37,7 @@ def prefill_chunk(
     if chunk is None or policy.sees_ahead():
         return None
     prompt = TokenLayout.contiguous(prompt_length, prompt_lengths=prompt_length)
-    for layer in bind(policy, num_layers, num_heads).distinct:
+    for layer in bind(policy, shape.num_layers, shape.num_heads).distinct:
         if layer.by_content or hides_nothing(layer, prompt):
             return None
     return chunk

@@ -53,7 +53,7 @@ def explain(
         predict, policy, shape, prompt_length, new_tokens, machine, device_type=device_type, kernel=kernel
     )
     predicted = ask()
-    chunk = prefill_chunk(policy, shape.num_layers, shape.num_heads, prompt_length, device_type)
+    chunk = prefill_chunk(policy, shape, prompt_length, device_type)
     bound = bind(policy, shape.num_layers, shape.num_heads)
     prompt = TokenLayout.contiguous(prompt_length)
     decode_job = Job(1, prompt_length + 1, device_type, is_square=False)

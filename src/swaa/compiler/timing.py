@@ -203,12 +203,11 @@ def predict(
 
 def floor_work(shape: ModelShape, prompt_length: int, chunk: int | None = None) -> Work:
     """Everything of a prefill but attention: the weights of the layers for every token, the output head for one."""
-    if chunk is not None:  # the head computes the last token's logits in each of them, for nothing in all but one
-        passes = -(-prompt_length // chunk)
-        weights = shape.num_layers * shape.layer_weights * prompt_length + shape.head_weights * passes
-        return Work(chunked_linear_flops=2.0 * weights, passes=passes)
-    weights = shape.num_layers * shape.layer_weights * prompt_length + shape.head_weights
-    return Work(linear_flops=2.0 * weights, passes=1)
+    passes = 1 if chunk is None else -(-prompt_length // chunk)
+    # in each pass the head computes the logits of its last token, for nothing in all but one
+    weights = shape.num_layers * shape.layer_weights * prompt_length + shape.head_weights * passes
+    kind = "linear_flops" if chunk is None else "chunked_linear_flops"
+    return Work(**{kind: 2.0 * weights}, passes=passes)
 
 
 def full_prefill_work(shape: ModelShape, prompt_length: int) -> Work:

@@ -135,7 +135,7 @@ def chunk_of(
     if asked != "auto":
         return asked
     if isinstance(entry, Recipe):
-        return prefill_chunk(entry.policy, shape.num_layers, shape.num_heads, length, device_type)
+        return prefill_chunk(entry.policy, shape, length, device_type)
     return even_chunk(length, device_type) if entry.name == "floor" else None
 
 

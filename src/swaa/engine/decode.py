@@ -99,10 +99,7 @@ def prefill(model: Any, batch: Batch, chunk_size: ChunkSize = None) -> Prefill:
 
 def chunk_for(asked: ChunkSize, policy: AttentionPolicy, model: Any, length: int) -> int | None:
     """Tokens of a prompt of ``length`` to read at a time, which ``auto`` leaves to the policy and the device."""
-    if asked != "auto":
-        return asked
-    shape = model_shape(model)
-    return prefill_chunk(policy, shape.num_layers, shape.num_heads, length, model.device.type)
+    return prefill_chunk(policy, model_shape(model), length, model.device.type) if asked == "auto" else asked
 
 
 def teacher_forced(model: Any, batch: Batch, read: Prefill) -> Forced:

@@ -85,7 +85,7 @@ class CostModel:
         length = self.prompt_length
         chunk = None
         if self.plans_chunks:
-            chunk = prefill_chunk(policy, self.shape.num_layers, self.shape.num_heads, length, self.device_type)
+            chunk = prefill_chunk(policy, self.shape, length, self.device_type)
         predicted = predict(
             policy,
             self.shape,
