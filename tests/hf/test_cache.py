@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
@@ -258,6 +260,10 @@ def test_several_turns_on_a_users_dynamic_cache(name: str) -> None:
     assert several_turns(composition, True, own=True) == several_turns(composition, False, own=True)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="older releases of transformers (seen in 5.17) number the chunks of every turn from 0; swaa then refuses",
+)
 @COMPOSITIONS
 @pytest.mark.parametrize("size", [1, 4])
 def test_later_turns_in_chunks(composition: Composition, size: int) -> None:

@@ -42,11 +42,11 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
-    tokens = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "hi"]
+    tokens = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "hi", "ok"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])  # 3: a control token, 1: a normal one
-    writer.add_token_merges(["h i"])
+    writer.add_token_merges(["h i", "o k"])  # of one alone, transformers 5.17 reads a string instead of a list
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

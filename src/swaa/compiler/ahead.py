@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from swaa.compiler.evaluate import evaluate
-from swaa.compiler.interval import Interval, UnknownOperation
+from swaa.compiler.interval import Interval, UnknownOperation, untraced
 from swaa.policies import AttentionPolicy
 
 
+@untraced
 def looks_across(policy: AttentionPolicy, split_B: Tensor, end_B: Tensor) -> Tensor:
     """May a query before ``split`` see a key from ``split`` on, in a prompt of ``end`` tokens?
 

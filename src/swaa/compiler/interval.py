@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 INFINITY = 1 << 40
 """Stands for 'any later position': far beyond every context."""
@@ -28,6 +31,11 @@ _LARGEST = 1 << 60
 
 class UnknownOperation(TypeError):
     """A predicate used an operation that has no abstract counterpart."""
+
+
+def untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, left alone by ``torch.compile``: tracers look for attributes, which abstract values refuse."""
+    return cast("Callable[P, T]", torch.compiler.disable(function))
 
 
 def _refuse(operation: str) -> UnknownOperation:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from swaa.compiler.interval import UnknownOperation, Verdict
+from swaa.compiler.interval import UnknownOperation, Verdict, untraced
 from swaa.compiler.layout import TokenLayout
 from swaa.compiler.spans import SpanTable, judge
 from swaa.policies.bound import HeadPolicy
@@ -49,6 +49,7 @@ class BlockVerdicts:
         return self.visible_BMN & ~self.full_BMN
 
 
+@untraced
 def block_verdicts(head: HeadPolicy, layout: TokenLayout, block_size: tuple[int, int]) -> BlockVerdicts:
     """Judge every block of the mask, exactly.
 

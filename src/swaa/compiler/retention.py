@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swaa.compiler.evaluate import evaluate
-from swaa.compiler.interval import INFINITY, Interval, UnknownOperation, Verdict
+from swaa.compiler.interval import INFINITY, Interval, UnknownOperation, Verdict, untraced
 from swaa.policies.boolean import Formula
 from swaa.policies.bound import HeadPolicy, LayerPolicy
 from swaa.policies.describe import formula_to_python
@@ -22,6 +22,7 @@ from swaa.policies.describe import formula_to_python
 log = logging.getLogger(__name__)
 
 
+@untraced
 def live_keys(
     layer: LayerPolicy,
     key_positions_BK: Tensor,

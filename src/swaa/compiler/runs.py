@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swaa.compiler.evaluate import evaluate
-from swaa.compiler.interval import Interval, UnknownOperation
+from swaa.compiler.interval import Interval, UnknownOperation, untraced
 from swaa.compiler.layout import TokenLayout
 from swaa.policies.bound import LayerPolicy
 from swaa.policies.piecewise import Phase
@@ -129,6 +129,7 @@ def attend_runs(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+@untraced
 def hides_nothing(layer: LayerPolicy, layout: TokenLayout) -> bool:
     """Is the policy full attention at these positions, such as a window that is longer than the sequence?
 

@@ -8,7 +8,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-_PACKAGES = ("swaa", "torch", "transformers", "lightning")
+import torch
+
+_PACKAGES = ("swaa", "transformers", "lightning")
 
 
 @functools.cache
@@ -30,6 +32,7 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "torch": str(torch.__version__),  # with its build, such as +cu130, which a wheel's metadata may leave out
     }
 
 

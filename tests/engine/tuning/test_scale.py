@@ -259,7 +259,9 @@ def hook(group, bucket):
     note()
     return allreduce_hook(group, bucket)
 
-initialise, scatter = DistributedDataParallel.__init__, torch.distributed.reduce_scatter_single
+# what FSDP2 calls: the second is its name in torch up to 2.11
+name = "reduce_scatter_single" if hasattr(torch.distributed, "reduce_scatter_single") else "reduce_scatter_tensor"
+initialise, scatter = DistributedDataParallel.__init__, getattr(torch.distributed, name)
 
 def initialise_and_count(self, *args, **options):
     initialise(self, *args, **options)
@@ -270,7 +272,7 @@ def count_and_scatter(*args, **options):
     return scatter(*args, **options)
 
 DistributedDataParallel.__init__ = initialise_and_count
-torch.distributed.reduce_scatter_single = count_and_scatter
+setattr(torch.distributed, name, count_and_scatter)
 """
 
 

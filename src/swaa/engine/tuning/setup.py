@@ -53,6 +53,10 @@ def prepare_model(config: FineTuning, *, device: str) -> Prepared:
         )
     if config.trainer.gradient_checkpointing:
         # reentrant checkpointing needs inputs with gradients, which frozen embeddings do not give
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        kwargs = {"use_reentrant": False}
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:  # its name in transformers up to 5.17
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     handle = apply_policy(model, config.policy, kernel=config.model.kernel)
     return Prepared(model, wrapped, tokenizer, handle)
