@@ -12,7 +12,7 @@ JOBS ?= 2
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types docs clean
+.PHONY: help quickstart test lint types docs oldest wheels clean
 
 help:  ## Show the verbs.
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -37,8 +37,19 @@ docs: $(READY)  ## Build the site into docs/_build/html, no warning allowed; tes
 	$(BIN)/sphinx-build -q -n -W --keep-going docs docs/_build/html
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests/test_docs.py tests/test_docs_site.py
 
+oldest:  ## Run the tests on the oldest torch and transformers that swaa takes (they bring gigabytes; 20 minutes).
+	"$(PYTHON)" -m venv .venv-oldest
+	sed -E '/^(torch|transformers|huggingface_hub|tokenizers)==/d' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install -q -c .venv-oldest/constraints.txt \
+		$$(sed -nE 's/^ *"((torch|transformers|huggingface-hub)>=[0-9.]+)".*/\1/p' pyproject.toml | sed 's/>=\(.*\)/==\1.*/') -e '.[dev]'
+	.venv-oldest/bin/pytest -q -n $(JOBS) --dist worksteal --hypothesis-profile=quick --ignore-glob "*/test_docs*"
+
+wheels: $(READY)  ## Pack swaa, and what a machine with torch and transformers may lack, into .wheels (no network there).
+	rm -rf .wheels
+	$(BIN)/pip wheel -q --no-deps -w .wheels . $$(sed -nE '/^(gguf|omegaconf|peft|rich)==/p' constraints.txt)
+
 clean:  ## Remove what the tools left. The environment and the fetched models stay.
-	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist .wheels .venv-oldest docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The CPU build of torch is asked for first and alone, because plain PyPI serves gigabytes of CUDA under the same

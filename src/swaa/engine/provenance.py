@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("swaa", "transformers", "lightning")
-
 
 @functools.cache
 def git_hash() -> str | None:
@@ -31,8 +29,10 @@ def versions() -> dict[str, str]:
     """Version by name, of Python and the libraries."""
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "swaa": importlib.metadata.version("swaa"),
         "torch": str(torch.__version__),  # with its build, such as +cu130, which a wheel's metadata may leave out
+        "transformers": importlib.metadata.version("transformers"),
+        "lightning": importlib.metadata.version("lightning"),
     }
 
 
