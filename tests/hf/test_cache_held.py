@@ -335,6 +335,21 @@ def test_recording_asked_for_before_the_prefill() -> None:
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
+def test_a_crop_by_a_tensor_counts_as_a_number_does() -> None:
+    """transformers 5.17's assisted decoding passes one, and changes of it must not reach the cache's own count."""
+    (row,) = rows_of(16)
+    with swaa.apply_policy(model(), BY_NAME["sinks"].policy):
+        kept = swaa.PolicyCache(model())
+        kept.activate_past_recording()
+        feed(kept, row.unsqueeze(0))
+        kept.crop(torch.tensor(-3))  # type: ignore[arg-type]
+        assert type(kept.get_seq_length()) is int
+        assert kept.get_seq_length() == 13
+        feed(kept, row[:2].unsqueeze(0))
+        assert kept.get_seq_length() == 15
+        assert held(kept)[0][0].of_row(0) == [0, 1, *range(10, 15)]
+
+
 def test_a_plain_cache_cannot_be_told_to_record_before_it_is_converted() -> None:
     """transformers' layers have no such method and forget the call; going back is refused, not wrong."""
     with swaa.apply_policy(model(), BY_NAME["sinks"].policy):
