@@ -342,7 +342,7 @@ def test_a_crop_by_a_tensor_counts_as_a_number_does() -> None:
         kept = swaa.PolicyCache(model())
         kept.activate_past_recording()
         feed(kept, row.unsqueeze(0))
-        kept.crop(torch.tensor(-3))  # type: ignore[arg-type]
+        kept.crop(torch.tensor(-3))
         assert type(kept.get_seq_length()) is int
         assert kept.get_seq_length() == 13
         feed(kept, row[:2].unsqueeze(0))
