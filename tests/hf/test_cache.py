@@ -260,13 +260,13 @@ def test_several_turns_on_a_users_dynamic_cache(name: str) -> None:
     assert several_turns(composition, True, own=True) == several_turns(composition, False, own=True)
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23"),
-    reason="older releases of transformers (seen in 5.17) number the chunks of every turn from 0; swaa then refuses",
-)
 @COMPOSITIONS
 @pytest.mark.parametrize("size", [1, 4])
 def test_later_turns_in_chunks(composition: Composition, size: int) -> None:
+    if Version(transformers.__version__) < Version("5.23"):  # 5.17 numbers the chunks of every turn from 0
+        with pytest.raises(swaa.UserError, match="attention_mask: expected"):
+            several_turns(composition, True, prefill_chunk_size=size)
+        return
     assert several_turns(composition, True, prefill_chunk_size=size) == several_turns(composition, False)
 
 
